@@ -1,0 +1,119 @@
+"""The operations of the network, composed of operators that every MindSpore backend has.
+
+This is the reference ("oracle") entry of the table in `ops`: exact in float32, differentiable by the engine, one
+line of mathematics per function. A fused entry of the table must agree with it.
+
+Shapes: B batch, S sequence, T = B * S tokens, N query heads, K key/value heads, G = N / K heads that share one key,
+D head width, H hidden, F feed-forward width, V vocabulary, L cache length.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+MASKED = -1e9  # added to a score that must not be seen; exp() of it is exactly 0 in float32
+
+_matmul_transposed = ops.MatMul(transpose_b=True)
+_batch_matmul = ops.BatchMatMul()
+_batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
+_softmax = ops.Softmax(axis=-1)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, in] times weight [out, in] transposed -> [T, out]."""
+    return _matmul_transposed(x, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, H] / root of its mean square, times weight [H] (arXiv:1910.07467)."""
+    variance = ops.ReduceMean(keep_dims=True)(ops.square(x), -1)
+    return x * ops.rsqrt(variance + eps) * weight
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, both [T, F] (arXiv:2002.05202)."""
+    return ops.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split form of Hugging Face and MindFormers (arXiv:2104.09864).
+
+    x [B, S, heads, D]; cos and sin [B or 1, S, 1, D], both halves equal.
+    """
+    half = x.shape[-1] // 2
+    left, right = ops.split(x, half, axis=-1)
+    return x * cos + ops.concat((-right, left), axis=-1) * sin
+
+
+def causal_mask(length: int) -> Tensor:
+    """[1, 1, S, S], 0 where a token may look and `MASKED` where the key lies in its future."""
+    positions = ops.arange(length)
+    future = ops.expand_dims(positions, 1) < ops.expand_dims(positions, 0)
+    return ops.reshape(ops.cast(future, ms.float32) * MASKED, (1, 1, length, length))
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention within one block of tokens, all of whose keys are at hand.
+
+    query [B, S, N, D], key and value [B, S, K, D], mask of `causal_mask` -> [B * S, N * D].
+    """
+    key = ops.transpose(key, (0, 2, 1, 3))
+    value = ops.transpose(value, (0, 2, 1, 3))
+    return cached_attention(query, key, value, mask, scale)
+
+
+def cached_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention of new tokens to a cache.
+
+    query [B, S, N, D], key and value [B, K, L, D], mask [B or 1, 1, S, L] added to the scores -> [B * S, N * D].
+    The G query heads of one key are stacked along the sequence, so that keys are never repeated in memory.
+    """
+    batch, length, heads, width = query.shape
+    kv_heads, context = key.shape[1], key.shape[2]
+    rows = heads // kv_heads * length
+    query = query * scale
+    if length > 1:  # for one token, [B, 1, N, D] already lies in memory as [B, N, 1, D]
+        query = ops.transpose(query, (0, 2, 1, 3))
+    query = ops.reshape(query, (batch * kv_heads, rows, width))
+    key = ops.reshape(key, (batch * kv_heads, context, width))
+    value = ops.reshape(value, (batch * kv_heads, context, width))
+    scores = ops.reshape(_batch_matmul_transposed(query, key), (batch, heads, length, context))
+    weights = ops.reshape(_softmax(scores + mask), (batch * kv_heads, rows, context))
+    mixed = ops.reshape(_batch_matmul(weights, value), (batch, heads, length, width))
+    if length > 1:
+        mixed = ops.transpose(mixed, (0, 2, 1, 3))
+    return ops.reshape(mixed, (batch * length, heads * width))
+
+
+class CrossEntropy(nn.Cell):
+    """Negative log-likelihoods of labels [T] under logits [T, V] -> [T], 0 where the label is `ignore_index`.
+
+    Its gradient is written out, softmax minus one-hot: the engine's own holds several [T, V] arrays and takes
+    seven times as long on CPU.
+    """
+
+    def __init__(self, ignore_index: int) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.log_softmax = ops.LogSoftmax(axis=-1)
+        self.softmax = ops.Softmax(axis=-1)
+        self.scatter_add = ops.TensorScatterAdd()
+
+    def construct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        counted = labels != self.ignore_index
+        picked = ops.gather_d(self.log_softmax(logits), 1, ops.expand_dims(_safe(labels, counted), 1))
+        return -ops.reshape(picked, (-1,)) * ops.cast(counted, logits.dtype)
+
+    def bprop(self, logits: Tensor, labels: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        counted = labels != self.ignore_index
+        safe = _safe(labels, counted)
+        rows = ops.arange(labels.shape[0]).astype(ms.int32)
+        indices = ops.stack((rows, safe), 1)
+        gradient = self.scatter_add(self.softmax(logits), indices, -ops.ones_like(safe).astype(logits.dtype))
+        return gradient * ops.expand_dims(dout * ops.cast(counted, logits.dtype), 1), ops.zeros_like(labels)
+
+
+def _safe(labels: Tensor, counted: Tensor) -> Tensor:
+    """labels with the ignored ones pointing at column 0, so that they can be looked up."""
+    return ops.cast(labels, ms.int32) * ops.cast(counted, ms.int32)

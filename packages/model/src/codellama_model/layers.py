@@ -1,0 +1,121 @@
+"""The layers of the Llama network: linear, norm, attention, feed-forward, one decoder layer.
+
+Parameter names follow from the attribute names and are MindFormers'. Nothing here knows a device: what differs by
+device is called through the table in `ops`. Nothing knows a rank or a mesh either.
+
+Shapes: B batch, S sequence, T = B * S tokens, N query heads, K key/value heads, D head width, H hidden, L cache length.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, One, initializer
+
+from codellama_model.config import LlamaConfig
+from codellama_model.ops import Operations
+
+
+class Linear(nn.Cell):
+    """x [T, in] -> [T, out], no bias. weight [out, in]."""
+
+    def __init__(self, inputs: int, outputs: int, deviation: float, operations: Operations) -> None:
+        super().__init__()
+        self.weight = Parameter(initializer(Normal(deviation), (outputs, inputs), ms.float32), name="weight")
+        self.linear = operations.linear
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.linear(x, self.weight)
+
+
+class RMSNorm(nn.Cell):
+    """x [T, H] -> [T, H]; arXiv:1910.07467."""
+
+    def __init__(self, size: int, eps: float, operations: Operations) -> None:
+        super().__init__()
+        self.weight = Parameter(initializer(One(), (size,), ms.float32), name="weight")
+        self.eps = eps
+        self.rms_norm = operations.rms_norm
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Cell):
+    """Grouped-query attention with rotary positions (arXiv:2305.13245, arXiv:2104.09864)."""
+
+    def __init__(self, config: LlamaConfig, operations: Operations) -> None:
+        super().__init__()
+        hidden, deviation = config.hidden_size, config.initializer_range
+        self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_size
+        self.scale = self.width**-0.5
+        self.wq = Linear(hidden, self.heads * self.width, deviation, operations)
+        self.wk = Linear(hidden, self.kv_heads * self.width, deviation, operations)
+        self.wv = Linear(hidden, self.kv_heads * self.width, deviation, operations)
+        self.wo = Linear(self.heads * self.width, hidden, deviation, operations)
+        self.rotate = operations.rotate
+        self.causal_attention = operations.causal_attention
+        self.cached_attention = operations.cached_attention
+        self.write = ops.ScatterUpdate()
+
+    def construct(
+        self,
+        x: Tensor,
+        batch: int,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        cache: tuple[Parameter, Parameter] | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """x [T, H]; cos, sin [B or 1, S, 1, D]; cache: (keys, values), Parameters [B * K * L, D] written at slots."""
+        query = self.rotate(ops.reshape(self.wq(x), (batch, -1, self.heads, self.width)), cos, sin)
+        key = self.rotate(ops.reshape(self.wk(x), (batch, -1, self.kv_heads, self.width)), cos, sin)
+        value = ops.reshape(self.wv(x), (batch, -1, self.kv_heads, self.width))
+        if cache is None:
+            mixed = self.causal_attention(query, key, value, mask, self.scale)
+        else:
+            shape = (batch, self.kv_heads, -1, self.width)
+            keys = self.write(cache[0], slots, ops.reshape(key, (-1, self.width)))
+            values = self.write(cache[1], slots, ops.reshape(value, (-1, self.width)))
+            mixed = self.cached_attention(query, ops.reshape(keys, shape), ops.reshape(values, shape), mask, self.scale)
+        return self.wo(mixed)
+
+
+class FeedForward(nn.Cell):
+    """w2(silu(w1 x) * w3 x): SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, operations: Operations) -> None:
+        super().__init__()
+        hidden, ffn, deviation = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.w1 = Linear(hidden, ffn, deviation, operations)
+        self.w2 = Linear(ffn, hidden, deviation, operations)
+        self.w3 = Linear(hidden, ffn, deviation, operations)
+        self.swiglu = operations.swiglu
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.w2(self.swiglu(self.w1(x), self.w3(x)))
+
+
+class DecoderLayer(nn.Cell):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: LlamaConfig, operations: Operations) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.attention = Attention(config, operations)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        self.feed_forward = FeedForward(config, operations)
+
+    def construct(
+        self,
+        x: Tensor,
+        batch: int,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        cache: tuple[Parameter, Parameter] | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), batch, cos, sin, mask, cache, slots)
+        return x + self.feed_forward(self.ffn_norm(x))

@@ -1,0 +1,97 @@
+"""`LlamaForCausalLM`: ids in, logits out.
+
+Covers the network and its forward pass over whole sequences; `cache` adds the incremental pass over a key/value
+cache, `loss` the training loss. Weights come from a checkpoint reader or from the initializers; no file is read here.
+
+Shapes: B batch, S sequence, T = B * S tokens, H hidden, D head width, V vocabulary, P longest position.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+from numpy.typing import NDArray
+
+from codellama_model.config import LlamaConfig
+from codellama_model.layers import DecoderLayer, Linear, RMSNorm
+from codellama_model.ops import Operations, select
+
+
+def rotary_table(config: LlamaConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin of every position's angles, float32 [P + 1, D]; the last row is for a cache's spare slot.
+
+    Computed in float32 as transformers' `LlamaRotaryEmbedding` does, rounding included: at position 16000 a float64
+    table differs by 1e-3, and the published weights were trained with this one.
+    """
+    exponents = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
+    frequencies = np.float32(1.0) / np.power(np.float32(config.theta), exponents)
+    angles = np.arange(config.max_position_embedding + 1, dtype=np.float32)[:, None] * frequencies
+    angles = np.concatenate([angles, angles], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
+class Embedding(nn.Cell):
+    """ids [B, S] -> [T, H]. embedding_weight [V, H]."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding_weight = Parameter(
+            initializer(Normal(config.initializer_range), shape, ms.float32), name="embedding_weight"
+        )
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return ops.gather(self.embedding_weight, ops.reshape(ids, (-1,)), 0)
+
+
+class LlamaModel(nn.Cell):
+    """The stack without its head: ids [B, S] -> hidden states [T, H] after the last norm."""
+
+    def __init__(self, config: LlamaConfig, operations: Operations) -> None:
+        super().__init__()
+        self.tok_embeddings = Embedding(config)
+        self.layers = nn.CellList([DecoderLayer(config, operations) for _ in range(config.num_layers)])
+        self.norm_out = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
+        cos, sin = rotary_table(config)
+        self.cos, self.sin = Tensor(cos), Tensor(sin)
+        self.causal_mask = operations.causal_mask
+
+    def construct(self, ids: Tensor) -> Tensor:
+        batch, length = ids.shape
+        cos = ops.reshape(self.cos[:length], (1, length, 1, -1))
+        sin = ops.reshape(self.sin[:length], (1, length, 1, -1))
+        mask = self.causal_mask(length)
+        x = self.tok_embeddings(ids)
+        for layer in self.layers:
+            x = layer(x, batch, cos, sin, mask)
+        return self.norm_out(x)
+
+
+class LlamaForCausalLM(nn.Cell):
+    """The whole network: ids int32 [B, S] -> logits float32 [B * S, V].
+
+    Args:
+        config: its sizes.
+        operations: the entry of the device table to compute with; None chooses by the device at hand.
+    """
+
+    def __init__(self, config: LlamaConfig, operations: Operations | None = None) -> None:
+        super().__init__()
+        operations = select() if operations is None else operations
+        self.config = config
+        self.model = LlamaModel(config, operations)
+        self.tied = config.tie_word_embeddings
+        self.linear = operations.linear
+        if not self.tied:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, config.initializer_range, operations)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden [T, H] -> logits [T, V]."""
+        if self.tied:
+            return self.linear(hidden, self.model.tok_embeddings.embedding_weight)
+        return self.lm_head(hidden)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return self.head(self.model(ids))
