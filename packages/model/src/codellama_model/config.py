@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 JsonValue = Union[None, bool, int, float, str, list["JsonValue"], dict[str, "JsonValue"]]  # noqa: UP007  (recursive, on 3.10)
 
@@ -236,7 +236,7 @@ def _require_positive_int(key: str, value: object) -> None:
 
 # Hidden, layers, heads, key/value heads and feed-forward width as published (meta-llama/codellama, config.json of
 # each repository). 7B and 13B carry 16 infilling pieces above Llama 2's 32000, except as Python variants.
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "n_kv_heads": 32, "intermediate_size": 11008},
     "13b": {"hidden_size": 5120, "num_layers": 40, "num_heads": 40, "n_kv_heads": 40, "intermediate_size": 13824},
     "34b": {"hidden_size": 8192, "num_layers": 48, "num_heads": 64, "n_kv_heads": 8, "intermediate_size": 22016},
@@ -251,7 +251,7 @@ def _presets() -> dict[str, LlamaConfig]:
             infilling = size != "34b" and variant != "_python"
             presets[f"codellama_{size}{variant}"] = LlamaConfig(
                 vocab_size=_INFILLING_PIECES if infilling else _LLAMA2_PIECES,
-                **sides,  # type: ignore[arg-type]  (mypy sees that it could name a bool)
+                **sides,
             )
     # The same architecture as 34B (eight query heads to a key/value head there, two here), for one CPU and minutes.
     presets["codellama_tiny"] = LlamaConfig(
