@@ -1,0 +1,42 @@
+"""The held-out loss of a network, and of a bigram model on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from codellama_data import batches, open_rows
+from codellama_model import CausalLMLoss
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from codellama_app.bigram import Bigram
+from codellama_app.config import RunConfig
+
+
+def network_loss(loss: CausalLMLoss, rows: Path, config: RunConfig) -> float:
+    """Mean loss in nats per token over the held-out rows."""
+    loss.set_train(False)
+    losses = []
+    for batch in _held_out(rows, config):
+        ids = Tensor(batch["input_ids"])
+        labels = Tensor(batch["labels"]) if "labels" in batch else ids
+        losses.append(float(loss(ids, labels).asnumpy()))
+    return sum(losses) / len(losses)
+
+
+def bigram_loss(train_rows: Path, rows: Path, config: RunConfig) -> float:
+    """Mean loss in nats of a bigram model that was counted on all training rows, over the same held-out rows."""
+    size = config.dataset.batch_size
+    every = batches(train_rows, size, seed=0, shuffle=False, epochs=1, drop_remainder=False)
+    bigram = Bigram((batch["input_ids"] for batch in every), config.llama().vocab_size)
+    return bigram.mean_loss(batch["input_ids"] for batch in _held_out(rows, config))
+
+
+def _held_out(rows: Path, config: RunConfig) -> Iterator[dict[str, NDArray[np.int32]]]:
+    """The batches of the first `eval_rows` rows, in file order; all of one shape, so that one graph serves them."""
+    size = config.dataset.batch_size
+    count = max(1, min(config.dataset.eval_rows, len(open_rows(rows))) // size)
+    return islice(batches(rows, size, seed=0, shuffle=False, epochs=1), count)

@@ -1,0 +1,29 @@
+"""One optimizer step as one graph: loss, gradients, clipping, update."""
+
+from __future__ import annotations
+
+from codellama_model import AdamW, CausalLMLoss, clip_by_global_norm
+from mindspore import Tensor, nn, ops
+
+
+class TrainingStep(nn.Cell):
+    """Trains the network inside `loss`; compiled once for a batch shape.
+
+    Args:
+        loss: maps (input_ids, labels) to a scalar.
+        optimizer: over the network's trainable parameters, in their order.
+        max_grad_norm: the gradients' joint 2-norm is clipped to it.
+    """
+
+    def __init__(self, loss: CausalLMLoss, optimizer: AdamW, max_grad_norm: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.gradient = ops.value_and_grad(loss, None, optimizer.parameters)
+
+    def construct(self, input_ids: Tensor, labels: Tensor, learning_rate: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids and labels int32 [B, S + 1], a scalar rate -> (mean loss in nats, norm before clipping)."""
+        loss, gradients = self.gradient(input_ids, labels)
+        gradients, norm = clip_by_global_norm(gradients, self.max_grad_norm)
+        return ops.depend(loss, self.optimizer(gradients, learning_rate)), norm
