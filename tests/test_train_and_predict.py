@@ -46,7 +46,7 @@ def test_a_run_says_what_it_does(tiny_run):
     for pattern in ("abc", "20 files", r"held-out loss: +\d", r"bigram model: +\d"):
         assert re.search(pattern, tiny_run.output), pattern
     last = tiny_run.output.splitlines()[-1]
-    assert "predict" in last and "--prompt" in last and str(tiny_run.directory) in last
+    assert re.fullmatch(f"predict with: codellama-predict --config {tiny_run.config} --prompt .*", last)
 
 
 def test_held_out_loss_is_that_of_the_saved_checkpoint(tiny_run):

@@ -45,11 +45,10 @@ class AdamW(nn.Cell):
         step = ops.assign_add(self.step, 1.0)
         # the kernel computes p -= lr' (m / (sqrt(v) + eps') + decay' p); these three make it AdamW's update
         root = ops.sqrt(1.0 - ops.pow(self.beta2, step))
-        rate = learning_rate * root / (1.0 - ops.pow(self.beta1, step))
-        eps = self.eps * root
+        factor = root / (1.0 - ops.pow(self.beta1, step))
+        rate, eps = learning_rate * factor, self.eps * root
         done: tuple[Tensor, ...] = ()
         for index, gradient in enumerate(gradients):
-            decay = self.decays[index] * learning_rate / rate
             done += (
                 self.update(
                     self.parameters[index],
@@ -59,7 +58,7 @@ class AdamW(nn.Cell):
                     self.beta1,
                     self.beta2,
                     eps,
-                    decay,
+                    self.decays[index] / factor,
                     gradient,
                 ),
             )

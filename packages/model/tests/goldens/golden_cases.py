@@ -62,7 +62,7 @@ WEIGHT_DECAY = 0.1
 
 
 def adamw_problem() -> tuple[list[NDArray[np.float32]], list[list[NDArray[np.float32]]], list[float]]:
-    """Parameters (a matrix, a vector), five steps' gradients, of very different sizes, and learning rates."""
+    """Parameters (a matrix, a vector), five steps' gradients, of very different sizes, and learning rates down to 0."""
     rng = np.random.default_rng(5)
     shapes = ((7, 5), (6,))
     weights = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -70,4 +70,4 @@ def adamw_problem() -> tuple[list[NDArray[np.float32]], list[list[NDArray[np.flo
         [(rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 2, shape)).astype(np.float32) for shape in shapes]
         for _ in range(5)
     ]
-    return weights, gradients, [1e-2, 2e-2, 1e-2, 5e-3, 1e-3]
+    return weights, gradients, [1e-2, 2e-2, 1e-2, 5e-3, 0.0]
