@@ -36,7 +36,7 @@ def bigram_loss(train_rows: Path, rows: Path, config: RunConfig) -> float:
 
 
 def _held_out(rows: Path, config: RunConfig) -> Iterator[dict[str, NDArray[np.int32]]]:
-    """The batches of the first `eval_rows` rows, in file order; all of one shape, so that one graph serves them."""
+    """Batches of `eval_rows` rows drawn from all files; all of one shape, so that one graph serves them."""
     size = config.dataset.batch_size
     count = max(1, min(config.dataset.eval_rows, len(open_rows(rows))) // size)
-    return islice(batches(rows, size, seed=0, shuffle=False, epochs=1), count)
+    return islice(batches(rows, size, seed=0, epochs=1), count)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from codellama_ckpt import step_directory
+
 from codellama_app.codellama import CHECKPOINTS, TOKENIZER
 from codellama_app.metrics import LOSS_PICTURE, METRICS
 
@@ -32,4 +34,4 @@ def start(directory: Path) -> None:
 
 def checkpoint_path(directory: Path, step: int) -> Path:
     """Where the checkpoint of a step goes."""
-    return directory / CHECKPOINTS / f"step_{step:06d}"
+    return step_directory(directory / CHECKPOINTS, step)

@@ -5,15 +5,11 @@ A network's parameters are allocated one by one as they are read, so nothing hol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mindspore as ms
-import numpy as np
-from codellama_ckpt import Checkpoint
+from codellama_ckpt import Checkpoint, LazyTensor
 from codellama_model import LlamaConfig, LlamaForCausalLM
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 CONFIG_KEY = "config"  # of a checkpoint's metadata: the network's configuration as JSON, in Hugging Face's spelling
@@ -47,6 +43,6 @@ def random_network(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def tree_of(network: LlamaForCausalLM) -> dict[str, Callable[[], NDArray[np.float32]]]:
-    """Every parameter by name, fetched when it is asked for: what `codellama_ckpt.save_sharded` takes."""
-    return {parameter.name: parameter.asnumpy for parameter in network.get_parameters()}
+def tree_of(network: LlamaForCausalLM) -> dict[str, LazyTensor]:
+    """Every parameter by name, fetched only when it is written: what `codellama_ckpt.save_sharded` takes."""
+    return {p.name: LazyTensor("float32", tuple(p.shape), p.asnumpy) for p in network.get_parameters()}
