@@ -32,7 +32,14 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(name: str, *arguments: object, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).parent / name
         return subprocess.run(  # type: ignore[call-overload]
-            [script, *map(str, arguments)], cwd=cwd, env=environment, text=True, capture_output=True, timeout=300, **options
+            [script, *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=300,
+            check=False,
+            **options,
         )
 
     return run
@@ -77,8 +84,28 @@ def tiny_run(command: Run, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     corpus, config, directory = folder / "corpus", folder / "tiny.yaml", folder / "run"
     corpus.mkdir()
     library = Path(os.__file__).parent
-    for name in ("abc", "bisect", "contextlib", "copy", "fnmatch", "functools", "glob", "heapq", "io", "keyword", "operator",
-                 "queue", "random", "reprlib", "sched", "shlex", "stat", "string", "textwrap", "types"):  # fmt: skip
+    for name in (
+        "abc",
+        "bisect",
+        "contextlib",
+        "copy",
+        "fnmatch",
+        "functools",
+        "glob",
+        "heapq",
+        "io",
+        "keyword",
+        "operator",
+        "queue",
+        "random",
+        "reprlib",
+        "sched",
+        "shlex",
+        "stat",
+        "string",
+        "textwrap",
+        "types",
+    ):
         (corpus / f"{name}.py").write_bytes((library / f"{name}.py").read_bytes())
     config.write_text(TINY.format(run=directory, corpus=corpus))
     done = command("codellama-train", "--config", config, cwd=folder)

@@ -19,15 +19,24 @@ LOGITS_TOLERANCE = 1e-4  # absolute; float32 on either side
 
 # Hugging Face's spelling of a small network like other people's: 9 heads over 3, tied, theta 1e4 (as SmolLM-135M)
 SMALL = LlamaConfig(
-    vocab_size=96, hidden_size=36, num_layers=2, num_heads=9, n_kv_heads=3, intermediate_size=48,
-    max_position_embedding=64, theta=1e4, tie_word_embeddings=True,
-)  # fmt: skip
+    vocab_size=96,
+    hidden_size=36,
+    num_layers=2,
+    num_heads=9,
+    n_kv_heads=3,
+    intermediate_size=48,
+    max_position_embedding=64,
+    theta=1e4,
+    tie_word_embeddings=True,
+)
 
 
 def random_tree(config: LlamaConfig) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shapes = config.parameter_shapes()
-    return {to_hugging_face(name): rng.standard_normal(shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+    return {
+        to_hugging_face(name): rng.standard_normal(shape).astype(np.float32) * 0.3 for name, shape in shapes.items()
+    }
 
 
 def hugging_face_directory(folder: Path, config: LlamaConfig, tree: dict[str, np.ndarray]) -> Path:
@@ -134,8 +143,14 @@ def test_faults_of_a_checkpoint_are_all_listed(tmp_path):
     tree["model.layers.2.mlp.up_proj.weight"] = np.zeros((48, 36), np.float32)
     with pytest.raises(CheckpointError) as caught:
         CodeLlama.from_pretrained(hugging_face_directory(tmp_path / "hf", SMALL, tree))
-    for part in ("2 missing: ", "norm_out.weight", "layers.1.feed_forward.w3.weight", "1 surplus: ",
-                 "layers.2.feed_forward.w3.weight", "attention.wq.weight (found [36, 35], expected [36, 36])"):  # fmt: skip
+    for part in (
+        "2 missing: ",
+        "norm_out.weight",
+        "layers.1.feed_forward.w3.weight",
+        "1 surplus: ",
+        "layers.2.feed_forward.w3.weight",
+        "attention.wq.weight (found [36, 35], expected [36, 36])",
+    ):
         assert part in str(caught.value)
 
 

@@ -29,8 +29,13 @@ def assert_one_line(done: subprocess.CompletedProcess[str], message: str, code: 
 
 def test_a_run_leaves_everything_that_it_promises(tiny_run):
     assert {path.name for path in tiny_run.directory.iterdir()} == {
-        "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "summary.json", "tokenizer.model",
-    }  # fmt: skip
+        "checkpoints",
+        "config.yaml",
+        "loss.png",
+        "metrics.jsonl",
+        "summary.json",
+        "tokenizer.model",
+    }
     steps = [json.loads(line) for line in (tiny_run.directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == list(range(1, 13))
     assert all(math.isfinite(row["loss"]) and row["tokens_per_second"] > 0 for row in steps)
@@ -74,7 +79,9 @@ def test_the_same_seed_trains_the_same_network(tiny_run, command, tmp_path):
 
 def test_predict_continues_a_prompt_and_says_how_fast(tiny_run, command, tmp_path):
     prompt = "def read_lines(path):"
-    done = command("codellama-predict", "--config", tiny_run.config, "--prompt", prompt, "--max_new_tokens", 9, cwd=tmp_path)
+    done = command(
+        "codellama-predict", "--config", tiny_run.config, "--prompt", prompt, "--max_new_tokens", 9, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(prompt) and len(done.stdout) > len(prompt) + 1
     assert re.fullmatch(r"9 tokens, [\d.]+ tokens/s; the first one after [\d.]+ s\n", done.stderr)
@@ -82,9 +89,16 @@ def test_predict_continues_a_prompt_and_says_how_fast(tiny_run, command, tmp_pat
 
 def test_predict_fills_in_the_middle(tiny_run, command, tmp_path):
     done = command(
-        "codellama-predict", "--config", tiny_run.config, "--infill", r"def f(a):\n    ", r"\n    return total",
-        "--max_new_tokens", 5, cwd=tmp_path,
-    )  # fmt: skip
+        "codellama-predict",
+        "--config",
+        tiny_run.config,
+        "--infill",
+        r"def f(a):\n    ",
+        r"\n    return total",
+        "--max_new_tokens",
+        5,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def f(a):\n    ") and done.stdout.endswith("\n    return total\n")
 
@@ -103,9 +117,19 @@ def test_predict_reads_and_writes_json_lines(tiny_run, command, tmp_path):
 
 def test_finetuning_starts_from_the_checkpoint(tiny_run, command, tmp_path):
     done = command(
-        "codellama-train", "--config", tiny_run.config, "--run_mode", "finetune", "--load_checkpoint", tiny_run.directory / "checkpoints" / "step_000012",
-        "--output_dir", tmp_path / "tuned", "--max_steps", 2, cwd=tmp_path,
-    )  # fmt: skip
+        "codellama-train",
+        "--config",
+        tiny_run.config,
+        "--run_mode",
+        "finetune",
+        "--load_checkpoint",
+        tiny_run.directory / "checkpoints" / "step_000012",
+        "--output_dir",
+        tmp_path / "tuned",
+        "--max_steps",
+        2,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     trained = [json.loads(line)["loss"] for line in (tiny_run.directory / "metrics.jsonl").read_text().splitlines()]
@@ -132,7 +156,9 @@ def test_a_wrong_prediction_ends_in_one_line(tiny_run, command, tmp_path, argume
     [([], "give one of --prompt"), (["--prompt", "x", "--top_k", "many"], "top_k"), (["--promt", "x"], "--promt")],
 )
 def test_wrong_usage_ends_in_one_line(tiny_run, command, tmp_path, arguments, message):
-    assert_one_line(command("codellama-predict", "--config", tiny_run.config, *arguments, cwd=tmp_path), message, code=2)
+    assert_one_line(
+        command("codellama-predict", "--config", tiny_run.config, *arguments, cwd=tmp_path), message, code=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +175,9 @@ def test_wrong_usage_ends_in_one_line(tiny_run, command, tmp_path, arguments, me
 )
 def test_wrong_training_ends_in_one_line_and_leaves_no_run(tiny_run, command, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
-    done = command("codellama-train", "--config", tiny_run.config, "--output_dir", tmp_path / "run", *arguments, cwd=tmp_path)
+    done = command(
+        "codellama-train", "--config", tiny_run.config, "--output_dir", tmp_path / "run", *arguments, cwd=tmp_path
+    )
     assert_one_line(done, message)
     assert not (tmp_path / "run").exists()
 
@@ -161,8 +189,17 @@ def test_a_file_that_is_not_utf8_is_named_and_skipped_with_a_count(tiny_run, com
         (corpus / path.name).write_bytes(path.read_bytes())
     (corpus / "latin.py").write_bytes("# caf\xe9\n".encode("latin-1"))
     done = command(
-        "codellama-train", "--config", tiny_run.config, "--dataset.corpus", corpus, "--output_dir", tmp_path / "run", "--max_steps", 1, cwd=tmp_path
-    )  # fmt: skip
+        "codellama-train",
+        "--config",
+        tiny_run.config,
+        "--dataset.corpus",
+        corpus,
+        "--output_dir",
+        tmp_path / "run",
+        "--max_steps",
+        1,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "latin.py: " in done.stdout and "1 that are no text" in done.stdout
 
@@ -172,9 +209,12 @@ def test_a_signal_while_training_saves_and_ends_in_one_line(tiny_run, tmp_path, 
     script = Path(sys.executable).parent / "codellama-train"
     process = subprocess.Popen(
         [script, "--config", tiny_run.config, "--output_dir", tmp_path / "run", "--max_steps", "100000"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
         env=os.environ | {"CODELLAMA_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):

@@ -43,7 +43,12 @@ def test_overrides_convert_text_by_the_type_of_the_key():
 
 def test_yaml_without_a_dot_in_its_exponent_is_a_number(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("optimizer:\n  learning_rate: 1e-4\nmodel:\n  preset: codellama_tiny\n  theta: 1e5\ndataset: {seq_length: 64}\n")
+    lines = (
+        "optimizer: {learning_rate: 1e-4}",
+        "model: {preset: codellama_tiny, theta: 1e5}",
+        "dataset: {seq_length: 64}",
+    )
+    path.write_text("\n".join(lines))
     config = load_config(str(path))
     assert config.optimizer.learning_rate == 1e-4
     assert config.llama().theta == 1e5

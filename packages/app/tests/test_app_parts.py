@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine_to_its_end():
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) * 0.2)
     assert rates[54] == pytest.approx(2.0 * (0.2 + 0.8 * 0.5))  # half way down
     assert rates[-1] == pytest.approx(0.4)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
 
 
 @pytest.mark.parametrize(("kind", "last"), [("linear", 0.0), ("constant", 1.0)])
