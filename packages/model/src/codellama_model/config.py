@@ -35,7 +35,6 @@ class LlamaConfig:
         theta: base of the rotary frequencies (1e6 for Code Llama, 1e4 for Llama 2).
         tie_word_embeddings: the output projection is the embedding matrix.
         bos_token_id, eos_token_id, pad_token_id: ids; `pad_token_id` None means that there is none.
-        initializer_range: standard deviation of random weights.
 
     Raises:
         ConfigError: a value is impossible; the message names the key.
@@ -55,7 +54,6 @@ class LlamaConfig:
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int | None = None
-    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         for key in (
@@ -70,7 +68,7 @@ class LlamaConfig:
         for key in ("n_kv_heads", "head_dim"):
             if getattr(self, key) is not None:
                 _require_positive_int(key, getattr(self, key))
-        for key in ("rms_norm_eps", "theta", "initializer_range"):
+        for key in ("rms_norm_eps", "theta"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise ConfigError(f"{key} must be a finite number above 0, found {value!r}")
@@ -224,7 +222,6 @@ _HUGGING_FACE_NAMES = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
-    "initializer_range": "initializer_range",
 }
 _HUGGING_FACE_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 

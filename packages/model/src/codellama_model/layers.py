@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, One, initializer
+from mindspore.common.initializer import Initializer, Normal, One, Zero, initializer
 
 from codellama_model.config import LlamaConfig
 from codellama_model.ops import Operations
 
 
 class Linear(nn.Cell):
-    """x [T, in] -> [T, out], no bias. weight [out, in]."""
+    """x [T, in] -> [T, out], no bias. weight [out, in].
 
-    def __init__(self, inputs: int, outputs: int, deviation: float, operations: Operations) -> None:
+    Random weights keep the variance of their input (deviation in^-1/2), unless `start` says otherwise.
+    """
+
+    def __init__(self, inputs: int, outputs: int, operations: Operations, start: Initializer | None = None) -> None:
         super().__init__()
-        self.weight = Parameter(initializer(Normal(deviation), (outputs, inputs), ms.float32), name="weight")
+        start = Normal(inputs**-0.5) if start is None else start
+        self.weight = Parameter(initializer(start, (outputs, inputs), ms.float32), name="weight")
         self.linear = operations.linear
 
     def construct(self, x: Tensor) -> Tensor:
@@ -46,13 +50,13 @@ class Attention(nn.Cell):
 
     def __init__(self, config: LlamaConfig, operations: Operations) -> None:
         super().__init__()
-        hidden, deviation = config.hidden_size, config.initializer_range
+        hidden = config.hidden_size
         self.heads, self.kv_heads, self.width = config.num_heads, config.kv_heads, config.head_size
         self.scale = self.width**-0.5
-        self.wq = Linear(hidden, self.heads * self.width, deviation, operations)
-        self.wk = Linear(hidden, self.kv_heads * self.width, deviation, operations)
-        self.wv = Linear(hidden, self.kv_heads * self.width, deviation, operations)
-        self.wo = Linear(self.heads * self.width, hidden, deviation, operations)
+        self.wq = Linear(hidden, self.heads * self.width, operations)
+        self.wk = Linear(hidden, self.kv_heads * self.width, operations)
+        self.wv = Linear(hidden, self.kv_heads * self.width, operations)
+        self.wo = Linear(self.heads * self.width, hidden, operations, start=Zero())
         self.rotate = operations.rotate
         self.causal_attention = operations.causal_attention
         self.cached_attention = operations.cached_attention
@@ -87,10 +91,10 @@ class FeedForward(nn.Cell):
 
     def __init__(self, config: LlamaConfig, operations: Operations) -> None:
         super().__init__()
-        hidden, ffn, deviation = config.hidden_size, config.intermediate_size, config.initializer_range
-        self.w1 = Linear(hidden, ffn, deviation, operations)
-        self.w2 = Linear(ffn, hidden, deviation, operations)
-        self.w3 = Linear(hidden, ffn, deviation, operations)
+        hidden, ffn = config.hidden_size, config.intermediate_size
+        self.w1 = Linear(hidden, ffn, operations)
+        self.w2 = Linear(ffn, hidden, operations, start=Zero())
+        self.w3 = Linear(hidden, ffn, operations)
         self.swiglu = operations.swiglu
 
     def construct(self, x: Tensor) -> Tensor:
@@ -98,7 +102,11 @@ class FeedForward(nn.Cell):
 
 
 class DecoderLayer(nn.Cell):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Both branches end in a matrix of zeros at the start (Fixup, arXiv:1901.09321, section 3): a random network begins as
+    its embedding and head alone and learns at once which ids follow which, not through the noise of all layers.
+    """
 
     def __init__(self, config: LlamaConfig, operations: Operations) -> None:
         super().__init__()
