@@ -1,18 +1,18 @@
 """The incremental forward pass: a few new tokens against a key/value cache.
 
 One network serves prompts (blocks of many tokens) and decoding (one token a row): both write their keys and values
-into the cache and attend to all of it, masked by position. Rows of a batch stand at positions of their own.
+into the cache and look at what stands before them there. Rows of a batch stand at positions of their own. A layer of it
+is one operation of the device table, since that is what a fused operator can do best.
 
-Shapes: B batch, S new tokens a row, K key/value heads, L cache length, D head width, H hidden, V vocabulary.
+Shapes: B batch, S new tokens a row, K key/value heads, L cache length, D head width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 
-from codellama_model.composed import MASKED
 from codellama_model.llama import LlamaForCausalLM
 
 
@@ -39,10 +39,9 @@ class CachedLlama(nn.Cell):
         shape = (batch * config.kv_heads * length, config.head_size)
         self.keys = _buffers("cache.keys", config.num_layers, shape)
         self.values = _buffers("cache.values", config.num_layers, shape)
-        self.key_positions = Tensor(np.arange(length, dtype=np.int32).reshape(1, 1, 1, length))
-        heads = np.arange(batch * config.kv_heads, dtype=np.int32).reshape(batch, 1, config.kv_heads)
-        self.row_starts = Tensor(heads * length)
-        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
+        self.eps = config.rms_norm_eps
+        self.cached_layer = network.operations.cached_layer
+        self.cached_head = network.operations.cached_head
 
     def construct(self, ids: Tensor, positions: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Adds tokens and predicts one more for each row.
@@ -56,19 +55,28 @@ class CachedLlama(nn.Cell):
             (greedy int32 [B], logits float32 [B, V]).
         """
         model = self.network.model
-        batch, length = ids.shape
-        cos = ops.expand_dims(ops.gather(model.cos, positions, 0), 2)
-        sin = ops.expand_dims(ops.gather(model.sin, positions, 0), 2)
-        hidden_future = self.key_positions > ops.reshape(positions, (batch, 1, length, 1))
-        mask = ops.cast(hidden_future, ms.float32) * MASKED
-        slots = ops.reshape(self.row_starts + ops.expand_dims(positions, 2), (-1,))
         x = model.tok_embeddings(ids)
         for index, layer in enumerate(model.layers):
-            x = layer(x, batch, cos, sin, mask, (self.keys[index], self.values[index]), slots)
-        if length > 1:
-            x = ops.gather(x, last, 0)
-        logits = self.network.head(model.norm_out(x))
-        return self.argmax(logits), logits
+            attention, ffn = layer.attention, layer.feed_forward
+            x = self.cached_layer(
+                x,
+                positions,
+                model.cos,
+                model.sin,
+                self.keys[index],
+                self.values[index],
+                layer.attention_norm.weight,
+                attention.wq.weight,
+                attention.wk.weight,
+                attention.wv.weight,
+                attention.wo.weight,
+                layer.ffn_norm.weight,
+                ffn.w1.weight,
+                ffn.w2.weight,
+                ffn.w3.weight,
+                self.eps,
+            )
+        return self.cached_head(x, last, model.norm_out.weight, self.network.head_weight(), self.eps)
 
 
 def _buffers(name: str, count: int, shape: tuple[int, ...]) -> ms.ParameterTuple:

@@ -18,6 +18,8 @@ _matmul_transposed = ops.MatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()
 _batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
 _softmax = ops.Softmax(axis=-1)
+_argmax = ops.Argmax(axis=-1, output_type=ms.int32)
+_write = ops.ScatterUpdate()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -84,6 +86,58 @@ def cached_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     if length > 1:
         mixed = ops.transpose(mixed, (0, 2, 1, 3))
     return ops.reshape(mixed, (batch * length, heads * width))
+
+
+def cached_layer(
+    x: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_norm: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    wo: Tensor,
+    ffn_norm: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    w3: Tensor,
+    eps: float,
+) -> Tensor:
+    """One decoder layer for a few new tokens a row, against the layer's cache.
+
+    x [T, H]; positions int32 [B, S]; cos and sin [P, D]; keys and values: Parameters [B * K * L, D], written in place;
+    the rest are the layer's weights -> [T, H]. A token at position p sees the cache positions 0..p. What depends on the
+    positions alone is the same for every layer, and the graph's common subexpressions are computed once.
+    """
+    batch, length = positions.shape
+    width = cos.shape[1]
+    kv_heads = wk.shape[0] // width
+    context = keys.shape[0] // (batch * kv_heads)
+    cos = ops.expand_dims(ops.gather(cos, positions, 0), 2)
+    sin = ops.expand_dims(ops.gather(sin, positions, 0), 2)
+    future = ops.reshape(ops.arange(context), (1, 1, 1, context)) > ops.reshape(positions, (batch, 1, length, 1))
+    mask = ops.cast(future, ms.float32) * MASKED
+    starts = ops.reshape(ops.arange(batch * kv_heads) * context, (batch, 1, kv_heads))
+    slots = ops.reshape(ops.cast(starts, ms.int32) + ops.expand_dims(positions, 2), (-1,))
+
+    normed = rms_norm(x, attention_norm, eps)
+    query = rotate(ops.reshape(linear(normed, wq), (batch, length, -1, width)), cos, sin)
+    key = rotate(ops.reshape(linear(normed, wk), (batch, length, kv_heads, width)), cos, sin)
+    value = ops.reshape(linear(normed, wv), (-1, width))
+    keys = ops.reshape(_write(keys, slots, ops.reshape(key, (-1, width))), (batch, kv_heads, context, width))
+    values = ops.reshape(_write(values, slots, value), (batch, kv_heads, context, width))
+    x = x + linear(cached_attention(query, keys, values, mask, width**-0.5), wo)
+    normed = rms_norm(x, ffn_norm, eps)
+    return x + linear(swiglu(linear(normed, w1), linear(normed, w3)), w2)
+
+
+def cached_head(x: Tensor, last: Tensor, norm: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Logits after the tokens `last` int32 [B] of x [T, H], and the first of the largest: (int32 [B], [B, V])."""
+    logits = linear(rms_norm(ops.gather(x, last, 0), norm, eps), weight)
+    return _argmax(logits), logits
 
 
 class CrossEntropy(nn.Cell):

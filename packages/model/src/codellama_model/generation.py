@@ -166,9 +166,7 @@ class Generator:
                 return
             positions = np.full(cache.batch, cache.spare, np.int32)
             positions[: len(prompts)] = np.where(running[: len(prompts)], lengths + produced - 1, cache.spare)
-            greedy, logits = _call(
-                cache, ids[:, None], positions[:, None], np.zeros(cache.batch, np.int64), sampling.do_sample
-            )
+            greedy, logits = _call(cache, ids[:, None], positions[:, None], np.arange(cache.batch), sampling.do_sample)
 
     def _prefill(
         self, cache: CachedLlama, prompts: Sequence[Sequence[int]], want_logits: bool

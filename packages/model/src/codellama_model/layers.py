@@ -1,9 +1,9 @@
-"""The layers of the Llama network: linear, norm, attention, feed-forward, one decoder layer.
+"""The layers of the Llama network over whole sequences: linear, norm, attention, feed-forward, one decoder layer.
 
 Parameter names follow from the attribute names and are MindFormers'. Nothing here knows a device: what differs by
 device is called through the table in `ops`. Nothing knows a rank or a mesh either.
 
-Shapes: B batch, S sequence, T = B * S tokens, N query heads, K key/value heads, D head width, H hidden, L cache length.
+Shapes: B batch, S sequence, T = B * S tokens, D head width, H hidden.
 """
 
 from __future__ import annotations
@@ -59,31 +59,13 @@ class Attention(nn.Cell):
         self.wo = Linear(self.heads * self.width, hidden, operations, start=Zero())
         self.rotate = operations.rotate
         self.causal_attention = operations.causal_attention
-        self.cached_attention = operations.cached_attention
-        self.write = ops.ScatterUpdate()
 
-    def construct(
-        self,
-        x: Tensor,
-        batch: int,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        cache: tuple[Parameter, Parameter] | None = None,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        """x [T, H]; cos, sin [B or 1, S, 1, D]; cache: (keys, values), Parameters [B * K * L, D] written at slots."""
+    def construct(self, x: Tensor, batch: int, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """x [T, H]; cos and sin [1, S, 1, D]; mask of the table's `causal_mask`."""
         query = self.rotate(ops.reshape(self.wq(x), (batch, -1, self.heads, self.width)), cos, sin)
         key = self.rotate(ops.reshape(self.wk(x), (batch, -1, self.kv_heads, self.width)), cos, sin)
         value = ops.reshape(self.wv(x), (batch, -1, self.kv_heads, self.width))
-        if cache is None:
-            mixed = self.causal_attention(query, key, value, mask, self.scale)
-        else:
-            shape = (batch, self.kv_heads, -1, self.width)
-            keys = self.write(cache[0], slots, ops.reshape(key, (-1, self.width)))
-            values = self.write(cache[1], slots, ops.reshape(value, (-1, self.width)))
-            mixed = self.cached_attention(query, ops.reshape(keys, shape), ops.reshape(values, shape), mask, self.scale)
-        return self.wo(mixed)
+        return self.wo(self.causal_attention(query, key, value, mask, self.scale))
 
 
 class FeedForward(nn.Cell):
@@ -115,15 +97,6 @@ class DecoderLayer(nn.Cell):
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
         self.feed_forward = FeedForward(config, operations)
 
-    def construct(
-        self,
-        x: Tensor,
-        batch: int,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        cache: tuple[Parameter, Parameter] | None = None,
-        slots: Tensor | None = None,
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), batch, cos, sin, mask, cache, slots)
+    def construct(self, x: Tensor, batch: int, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), batch, cos, sin, mask)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -85,6 +85,7 @@ class LlamaForCausalLM(nn.Cell):
         super().__init__()
         operations = select() if operations is None else operations
         self.config = config
+        self.operations = operations
         self.model = LlamaModel(config, operations)
         self.tied = config.tie_word_embeddings
         self.linear = operations.linear
@@ -92,11 +93,11 @@ class LlamaForCausalLM(nn.Cell):
             start = Normal(_HEAD_GAIN * config.hidden_size**-0.5)  # near 0: every id is about as likely at first
             self.lm_head = Linear(config.hidden_size, config.vocab_size, operations, start=start)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """hidden [T, H] -> logits [T, V]."""
+    def head_weight(self) -> Parameter:
+        """[V, H]: the head's matrix, which is the embedding where the two are tied."""
         if self.tied:
-            return self.linear(hidden, self.model.tok_embeddings.embedding_weight)
-        return self.lm_head(hidden)
+            return self.model.tok_embeddings.embedding_weight
+        return self.lm_head.weight
 
     def construct(self, ids: Tensor) -> Tensor:
-        return self.head(self.model(ids))
+        return self.linear(self.model(ids), self.head_weight())

@@ -1,19 +1,25 @@
-"""The one table of what differs by device: operation x {ascend, composed}.
+"""The one table of what differs by device: operation x {ascend, cpu, composed}.
 
 A network is built with one entry (`Operations`) and calls nothing else that a device could do its own way. `composed`
-runs on every backend and is what the other entries are held against; `ascend` calls MindSpore's fused operators.
+runs on every backend and is what the other entries are held against; `ascend` calls MindSpore's fused operators; `cpu`
+holds what an installed package offers under the entry point `codellama_model.operations` (codellama-kernels does), over
+`composed` for the rest. This package imports no such package: without one, `cpu` is `composed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
 
 import mindspore as ms
 
 from codellama_model import ascend, composed
 
-Operation = Callable[..., ms.Tensor]
+ENTRY_POINT = "codellama_model.operations"
+Operation = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Operations:
     rotate: Operation
     causal_mask: Operation
     causal_attention: Operation
-    cached_attention: Operation
+    cached_layer: Operation
+    cached_head: Operation
     cross_entropy: Callable[[int], Operation]
 
 
@@ -37,7 +44,8 @@ COMPOSED = Operations(
     rotate=composed.rotate,
     causal_mask=composed.causal_mask,
     causal_attention=composed.causal_attention,
-    cached_attention=composed.cached_attention,
+    cached_layer=composed.cached_layer,
+    cached_head=composed.cached_head,
     cross_entropy=composed.CrossEntropy,
 )
 
@@ -48,7 +56,20 @@ ASCEND = replace(
     causal_attention=ascend.causal_attention,
 )
 
-TABLE: dict[str, Operations] = {"composed": COMPOSED, "ascend": ASCEND}
+
+@lru_cache(maxsize=1)
+def _cpu() -> Operations:
+    offered: dict[str, Operation] = {}
+    for entry in entry_points(group=ENTRY_POINT, name="cpu"):
+        offered |= entry.load()()
+    return replace(COMPOSED, **offered)
+
+
+TABLE: dict[str, Callable[[], Operations]] = {
+    "ascend": lambda: ASCEND,
+    "cpu": _cpu,
+    "composed": lambda: COMPOSED,
+}
 
 
 def select(name: str | None = None) -> Operations:
@@ -58,7 +79,8 @@ def select(name: str | None = None) -> Operations:
         ValueError: no such entry.
     """
     if name is None:
-        name = "ascend" if ms.get_context("device_target") == "Ascend" else "composed"
+        target = ms.get_context("device_target")
+        name = target.lower() if target.lower() in TABLE else "composed"
     if name not in TABLE:
         raise ValueError(f"no operations named {name!r}; known: {', '.join(TABLE)}")
-    return TABLE[name]
+    return TABLE[name]()
