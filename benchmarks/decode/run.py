@@ -96,9 +96,8 @@ def main() -> None:
         for side in sides.values():
             side.close()
         for kind, seen in ratios.items():
-            print(
-                f"{kind}: median ratio ours / peer {statistics.median(seen):.2f} (of {min(seen):.2f} to {max(seen):.2f})"
-            )
+            middle, low, high = statistics.median(seen), min(seen), max(seen)
+            print(f"{kind}: median ratio ours / peer {middle:.2f} (of {low:.2f} to {high:.2f})")
         for name, command in commands.items():
             done = subprocess.run([*command, "--cold"], check=True, capture_output=True, text=True)
             print(f"cold process, first token: {name} {json.loads(done.stdout)['first_token_seconds']:.1f} s")

@@ -250,14 +250,15 @@ def _presets() -> dict[str, LlamaConfig]:
                 vocab_size=_INFILLING_PIECES if infilling else _LLAMA2_PIECES,
                 **sides,
             )
-    # The same architecture as 34B (eight query heads to a key/value head there, two here), for one CPU and minutes.
+    # The same architecture as 34B (eight query heads to a key/value head there, two here), for one CPU and minutes: few
+    # pieces, since every one of them must be seen often enough to be learnt in that time.
     presets["codellama_tiny"] = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=512,
         hidden_size=256,
         num_layers=6,
         num_heads=8,
         n_kv_heads=4,
-        intermediate_size=688,
+        intermediate_size=784,
         max_position_embedding=1024,
     )
     return presets

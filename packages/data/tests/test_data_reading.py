@@ -1,0 +1,227 @@
+"""Batches: every row once an epoch, the same for the same seed, resumable anywhere, and damage is named."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from codellama_data import Batches, DataError, batches, open_rows
+from codellama_data.header import HEADER_BYTES
+from codellama_data.reading import Batch
+from codellama_data.spool import Spool
+from codellama_data.writing import write_partitions, writer_pool
+
+ROWS, LENGTH, BATCH = 23, 9, 4
+GOLDEN = [[7, 8, 4, 19], [11, 21, 3, 5]]  # the first two batches of seed 5
+
+
+def write(
+    output: Path, rows: int = ROWS, length: int = LENGTH, parts: int = 1, columns: tuple[str, ...] = ("input_ids",)
+) -> Path:
+    """A MindRecord file whose row r holds r * 1000, r * 1000 + 1, ..."""
+    spool_path = output.with_name(f"{output.name}.spool")
+    with Spool(spool_path, columns, length, np.int32) as spool, writer_pool(1) as pool:
+        values = np.arange(rows, dtype=np.int32)[:, None, None] * 1000 + np.arange(length, dtype=np.int32)
+        spool.append(np.repeat(values, len(columns), axis=1).reshape(-1))
+        write_partitions(spool, output.parent, output, parts, pool)
+    spool_path.unlink()
+    return output
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("rows") / "x.mindrecord")
+
+
+@pytest.fixture(scope="module")
+def partitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("rows") / "p.mindrecord", parts=3)
+
+
+def numbers(iterator: Batches, steps: int) -> list[list[int]]:
+    return [(next(iterator)["input_ids"][:, 0] // 1000).tolist() for _ in range(steps)]
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def test_shape_type_and_contents(file: Path) -> None:
+    rows = open_rows(file)
+    assert (len(rows), rows.num_rows, rows.row_length, rows.seq_length) == (ROWS, ROWS, LENGTH, LENGTH - 1)
+    assert rows.columns == ("input_ids",)
+    batch = next(batches(file, BATCH, seed=0))
+    assert batch["input_ids"].dtype == np.int32
+    assert batch["input_ids"].shape == (BATCH, LENGTH)
+    assert (batch["input_ids"] % 1000 == np.arange(LENGTH)).all()
+
+
+def test_every_row_once_an_epoch_in_another_order_each_time(file: Path) -> None:
+    iterator = batches(file, BATCH, seed=5, drop_remainder=False)
+    assert iterator.steps_per_epoch == 6
+    epochs = [flat(numbers(iterator, 6)) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert numbers(batches(file, BATCH, seed=5, drop_remainder=False), 6) == [
+        epochs[0][at : at + BATCH] for at in range(0, ROWS, BATCH)
+    ]
+    assert numbers(batches(file, BATCH, seed=6), 5) != numbers(batches(file, BATCH, seed=5), 5)
+
+
+def test_the_permutation_never_changes(file: Path) -> None:
+    # A golden: training that goes on under a newer version must see the rows in the same order.
+    assert numbers(batches(file, BATCH, seed=5), 2) == GOLDEN
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_start_step_goes_on_exactly_there_without_reading_what_came_before(file: Path, drop: bool) -> None:
+    iterator = batches(file, BATCH, seed=1, drop_remainder=drop)
+    everything = numbers(iterator, 14)
+    assert iterator.step == 14
+    for start in range(14):
+        resumed = batches(file, BATCH, seed=1, start_step=start, drop_remainder=drop)
+        assert numbers(resumed, 3)[: 14 - start] == everything[start : start + 3]
+
+
+def test_skipped_steps_are_not_read(file: Path) -> None:
+    rows = open_rows(file)
+    asked: list[int] = []
+    original = rows._stream
+
+    def noted(request: list[int]) -> Iterator[Batch]:
+        asked.extend(request)
+        return original(request)
+
+    rows._stream = noted  # type: ignore[method-assign]
+    next(batches(rows, BATCH, seed=1, start_step=4))
+    assert len(asked) == BATCH  # the last whole batch of the epoch; nothing before it
+
+
+def test_without_shuffle_the_order_is_that_of_the_file_and_epochs_end(file: Path) -> None:
+    iterator = batches(file, BATCH, seed=0, shuffle=False, epochs=2)
+    found = [(batch["input_ids"][:, 0] // 1000).tolist() for batch in iterator]
+    assert found == [list(range(at, at + BATCH)) for at in range(0, 20, BATCH)] * 2
+
+
+def test_ranks_together_see_what_one_rank_with_the_larger_batch_sees(file: Path) -> None:
+    one = numbers(batches(file, 6, seed=2), 7)
+    ranks = [numbers(batches(file, 2, seed=2, shard_id=rank, num_shards=3), 7) for rank in range(3)]
+    assert [flat(parts) for parts in zip(*ranks, strict=True)] == one
+
+
+def test_partitions_are_found_by_their_common_name_any_one_of_them_a_glob_or_the_folder(partitions: Path) -> None:
+    for source in (partitions, f"{partitions}0", f"{partitions}2", f"{partitions}*", partitions.parent):
+        rows = open_rows(source)
+        assert len(rows) == ROWS
+        assert [int(row["input_ids"][0]) // 1000 for row in rows] == list(range(ROWS))
+    assert len(open_rows([f"{partitions}1"])) in (7, 8)
+
+
+def test_several_columns(tmp_path: Path) -> None:
+    batch = next(batches(write(tmp_path / "x", columns=("input_ids", "labels")), 2, seed=0))
+    assert list(batch) == ["input_ids", "labels"]
+    assert (batch["input_ids"] == batch["labels"]).all()
+
+
+def test_impossible_requests(file: Path) -> None:
+    for options, message in (
+        ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"batch_size": 24}, "23 rows make no batch of 24"),
+        ({"batch_size": 2, "start_step": -1}, "start_step"),
+        ({"batch_size": 2, "shard_id": 2, "num_shards": 2}, "shard_id"),
+        ({"batch_size": 2, "num_shards": 2, "drop_remainder": False}, "one shard only"),
+    ):
+        with pytest.raises(DataError, match=message):
+            batches(file, seed=0, **options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="row 23 does not exist"):
+        list(open_rows(file).stream([23]))
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none: no such MindRecord file"):
+        open_rows(tmp_path / "none")
+    with pytest.raises(DataError, match=r"holds no \*\.mindrecord file"):
+        open_rows(tmp_path)
+    (tmp_path / "text").write_text("not a MindRecord file")
+    with pytest.raises(DataError, match="text: not a MindRecord file"):
+        open_rows(tmp_path / "text")
+    path = write(tmp_path / "x.mindrecord")
+    database = path.with_name("x.mindrecord.db")
+    whole, index = path.read_bytes(), database.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=r"x\.mindrecord: damaged, \d+ bytes long where its header promises"):
+        open_rows(path)
+    path.write_bytes(whole)
+    database.write_bytes(index[:100])
+    with pytest.raises(DataError, match=r"x\.mindrecord\.db: damaged"):
+        open_rows(path)
+    database.unlink()
+    with pytest.raises(DataError, match=r"x\.mindrecord\.db: missing"):
+        open_rows(path)
+    database.write_bytes(index)
+    database.rename(tmp_path / "y.mindrecord.db")
+    path.rename(tmp_path / "y.mindrecord")
+    with pytest.raises(DataError, match=r"y\.mindrecord: was renamed.*x\.mindrecord"):
+        open_rows(tmp_path / "y.mindrecord")
+
+
+def test_bytes_changed_inside_a_row_are_found_before_mindspore_trips_over_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.mindrecord", parts=2).with_name("x.mindrecord1")
+    assert len(list(open_rows(path))) == len(list(open_rows(path))) == ROWS  # reading changes nothing
+    raw = bytearray(path.read_bytes())
+    raw[HEADER_BYTES + 40] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"x\.mindrecord1: damaged, its checksum"):
+        open_rows(tmp_path / "x.mindrecord")
+    assert len(open_rows(tmp_path / "x.mindrecord", verify=False)) == ROWS
+
+
+def test_partitions_left_over_from_an_earlier_run_do_not_mix_in(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.mindrecord", parts=3)
+    write(path, parts=2)
+    assert len(open_rows(path)) == ROWS
+    with pytest.raises(DataError, match=r"p\.mindrecord2: is left over from another run"):
+        open_rows(tmp_path)
+
+
+def test_a_missing_partition_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.mindrecord", parts=2)
+    (tmp_path / "p.mindrecord1").unlink()
+    with pytest.raises(DataError, match=r"p\.mindrecord1: can not be opened"):
+        open_rows(path)
+
+
+FLOOR = 1_000_000  # tokens/s, far above what training on a processor consumes; measured: 10 to 80 million
+
+
+def test_reading_is_faster_than_any_training_and_its_memory_does_not_grow_with_the_file(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    script = (
+        "import resource, sys, time\n"
+        "from codellama_data import batches\n"
+        "iterator = batches(sys.argv[1], 8, seed=0)\n"
+        "next(iterator)\n"
+        "before, begun, tokens = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), 0\n"
+        "for _ in range(int(sys.argv[2]) // 8 - 1):\n"
+        "    tokens += next(iterator)['input_ids'].size\n"
+        "print(tokens / (time.monotonic() - begun), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    rows, length = 8000, 2049
+    path = write(tmp_path / "x.mindrecord", rows=rows, length=length)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(rows)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    speed, growth = map(float, done.stdout.split())
+    assert speed > FLOOR
+    # 66 MB of ids; MindSpore's queues, the row index and the allocator's slack stay below a quarter of that.
+    assert growth * 1024 < rows * length * 4 / 4
