@@ -1,8 +1,8 @@
-"""The peer's side of the decode benchmark: transformers in float32, as `ours.py`. Also writes the checkpoint.
+"""The peer's side of the decode benchmark: transformers in float32, as `decode_ours.py`. Also writes the checkpoint.
 
-python peer.py --make FOLDER                                writes the random 135 M network
-python peer.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS          then lines on stdin
-python peer.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS --cold   one first token in a fresh process
+python decode_transformers.py --make FOLDER                                writes the random 135 M network
+python decode_transformers.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS          then lines on stdin
+python decode_transformers.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS --cold   one first token in a fresh process
 """
 
 import json

@@ -1,7 +1,7 @@
 """The project's side of the decode benchmark: answers each line on stdin with one timed generation as JSON.
 
-python ours.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS          then lines on stdin
-python ours.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS --cold   one generation in a fresh process, then exit
+python decode_ours.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS          then lines on stdin
+python decode_ours.py CHECKPOINT PROMPT_TOKENS NEW_TOKENS --cold   one generation in a fresh process, then exit
 """
 
 import json

@@ -1,0 +1,42 @@
+"""Worker processes of a benchmark: each side runs in an interpreter of its own and answers requests with JSON lines."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """One side. Its program prints one JSON line when it is ready, then one for each line on its stdin."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._read()
+
+    def measure(self) -> dict[str, Any]:
+        """Asks for one measurement and waits for it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.process.args} ended early")
+        return json.loads(line)
+
+
+def environment_python(name: str) -> str:
+    """The interpreter of one of the workspace's hatch environments, which is made if need be."""
+    subprocess.run(["hatch", "env", "create", name], check=False, capture_output=True)
+    done = subprocess.run(["hatch", "env", "find", name], check=True, capture_output=True, text=True)
+    return str(Path(done.stdout.strip()) / "bin" / "python")
