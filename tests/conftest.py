@@ -28,6 +28,7 @@ def data() -> Path:
 def command(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs a console script of the environment, with a cache of its own; returns the finished process."""
     environment = os.environ | {"CODELLAMA_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    environment.pop("HATCH_ENV_ACTIVE", None)  # the programs name other commands inside hatch
 
     def run(name: str, *arguments: object, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).parent / name

@@ -201,7 +201,7 @@ def test_a_file_that_is_not_utf8_is_named_and_skipped_with_a_count(tiny_run, com
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "latin.py: " in done.stdout and "1 that are no text" in done.stdout
+    assert "latin.py: " in done.stdout and "1 documents that are no text" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
