@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from codellama_data import batches, open_rows
 from codellama_model import CausalLMLoss
-from mindspore import Tensor
 from numpy.typing import NDArray
 
 from codellama_app.bigram import Bigram
 from codellama_app.config import RunConfig
+from codellama_app.loss_inputs import loss_inputs
 
 
 def network_loss(loss: CausalLMLoss, rows: Path, config: RunConfig) -> float:
@@ -21,9 +21,7 @@ def network_loss(loss: CausalLMLoss, rows: Path, config: RunConfig) -> float:
     loss.set_train(False)
     losses = []
     for batch in _held_out(rows, config):
-        ids = Tensor(batch["input_ids"])
-        labels = Tensor(batch["labels"]) if "labels" in batch else ids
-        losses.append(float(loss(ids, labels).asnumpy()))
+        losses.append(float(loss(*loss_inputs(batch)).asnumpy()))
     return sum(losses) / len(losses)
 
 

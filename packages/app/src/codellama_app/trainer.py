@@ -20,6 +20,7 @@ from codellama_app.codellama import config_metadata
 from codellama_app.command import InterruptedRunError, UserError
 from codellama_app.config import RunConfig
 from codellama_app.interrupts import Interrupts
+from codellama_app.loss_inputs import loss_inputs
 from codellama_app.metrics import Metrics
 from codellama_app.run_directory import checkpoint_path
 from codellama_app.schedule import learning_rate
@@ -135,9 +136,7 @@ class Trainer:
         return path
 
     def _update(self, batch: dict[str, NDArray[np.int32]], lr: float) -> tuple[float, float]:
-        ids = Tensor(batch["input_ids"])
-        labels = Tensor(batch["labels"]) if "labels" in batch else ids
-        loss, norm = self.step(ids, labels, Tensor(lr, ms.float32))
+        loss, norm = self.step(Tensor(lr, ms.float32), *loss_inputs(batch))
         return float(loss.asnumpy()), float(norm.asnumpy())
 
 

@@ -22,8 +22,10 @@ class TrainingStep(nn.Cell):
         self.max_grad_norm = max_grad_norm
         self.gradient = ops.value_and_grad(loss, None, optimizer.parameters)
 
-    def construct(self, input_ids: Tensor, labels: Tensor, learning_rate: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids and labels int32 [B, S + 1], a scalar rate -> (mean loss in nats, norm before clipping)."""
-        loss, gradients = self.gradient(input_ids, labels)
+    def construct(
+        self, learning_rate: Tensor, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A scalar rate, and the columns of a batch, int32 [B, S + 1] -> (mean loss in nats, norm before clipping)."""
+        loss, gradients = self.gradient(input_ids, labels, document_ids)
         gradients, norm = clip_by_global_norm(gradients, self.max_grad_norm)
         return ops.depend(loss, self.optimizer(gradients, learning_rate)), norm

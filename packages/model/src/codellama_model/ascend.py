@@ -9,8 +9,9 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, ops
 
-# `flash_attention_score` with sparse_mode 2 (causal from the upper left corner) wants this mask, whatever the length.
-_CAUSAL_SPARSE_MODE = 2
+# `flash_attention_score`: sparse_mode 2 is causal from the upper left corner and wants one compressed mask for all
+# lengths; sparse_mode 0 takes the whole mask.
+_CAUSAL_SPARSE_MODE, _WHOLE_MASK_SPARSE_MODE = 2, 0
 _COMPRESSED_MASK_SIDE = 2048
 
 
@@ -28,6 +29,14 @@ def causal_mask(length: int) -> Tensor:
     return ops.expand_dims(positions, 1) < ops.expand_dims(positions, 0)
 
 
+def document_mask(document_ids: Tensor) -> Tensor:
+    """document_ids int32 [B, S] -> bool [B, 1, S, S], True where a key must not be seen."""
+    positions = ops.arange(document_ids.shape[1])
+    future = ops.expand_dims(positions, 1) < ops.expand_dims(positions, 0)
+    other = ops.expand_dims(document_ids, 2) != ops.expand_dims(document_ids, 1)
+    return ops.expand_dims(ops.logical_or(other, future), 1)
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """query [B, S, N, D], key and value [B, S, K, D] -> [B * S, N * D].
 
@@ -43,6 +52,6 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
         attn_mask=mask,
         scalar_value=scale,
         input_layout="BSND",
-        sparse_mode=_CAUSAL_SPARSE_MODE,
+        sparse_mode=_CAUSAL_SPARSE_MODE if mask.ndim == 2 else _WHOLE_MASK_SPARSE_MODE,
     )
     return ops.reshape(ops.cast(mixed, query.dtype), (batch * length, heads * width))

@@ -55,10 +55,17 @@ def causal_mask(length: int) -> Tensor:
     return ops.reshape(ops.cast(future, ms.float32) * MASKED, (1, 1, length, length))
 
 
+def document_mask(document_ids: Tensor) -> Tensor:
+    """`causal_mask` of packed rows: document_ids int32 [B, S] -> [B, 1, S, S]; no token sees another document."""
+    length = document_ids.shape[1]
+    other = ops.expand_dims(document_ids, 2) != ops.expand_dims(document_ids, 1)
+    return ops.minimum(ops.expand_dims(ops.cast(other, ms.float32) * MASKED, 1), causal_mask(length))
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention within one block of tokens, all of whose keys are at hand.
 
-    query [B, S, N, D], key and value [B, S, K, D], mask of `causal_mask` -> [B * S, N * D].
+    query [B, S, N, D], key and value [B, S, K, D], mask of `causal_mask` or `document_mask` -> [B * S, N * D].
     """
     key = ops.transpose(key, (0, 2, 1, 3))
     value = ops.transpose(value, (0, 2, 1, 3))

@@ -37,6 +37,14 @@ def rotary_table(config: LlamaConfig) -> tuple[NDArray[np.float32], NDArray[np.f
     return np.cos(angles), np.sin(angles)
 
 
+def positions_within(document_ids: Tensor) -> Tensor:
+    """Position of each token within its document, whose tokens share a number: int32 [B, S] -> int32 [B, S]."""
+    index = ops.cast(ops.arange(document_ids.shape[1]), ms.float32)  # exact: lengths stay far below 2^24
+    same = ops.cast(ops.expand_dims(document_ids, 2) == ops.expand_dims(document_ids, 1), ms.float32)
+    earlier = ops.cast(ops.expand_dims(index, 1) > ops.expand_dims(index, 0), ms.float32)
+    return ops.cast(ops.sum(same * earlier, -1), ms.int32)
+
+
 class Embedding(nn.Cell):
     """ids [B, S] -> [T, H]. embedding_weight [V, H]."""
 
@@ -60,13 +68,19 @@ class LlamaModel(nn.Cell):
         self.norm_out = RMSNorm(config.hidden_size, config.rms_norm_eps, operations)
         cos, sin = rotary_table(config)
         self.cos, self.sin = Tensor(cos), Tensor(sin)
-        self.causal_mask = operations.causal_mask
+        self.causal_mask, self.document_mask = operations.causal_mask, operations.document_mask
 
-    def construct(self, ids: Tensor) -> Tensor:
+    def construct(self, ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         batch, length = ids.shape
-        cos = ops.reshape(self.cos[:length], (1, length, 1, -1))
-        sin = ops.reshape(self.sin[:length], (1, length, 1, -1))
-        mask = self.causal_mask(length)
+        if document_ids is None:
+            cos = ops.reshape(self.cos[:length], (1, length, 1, -1))
+            sin = ops.reshape(self.sin[:length], (1, length, 1, -1))
+            mask = self.causal_mask(length)
+        else:
+            positions = positions_within(document_ids)
+            cos = ops.expand_dims(ops.gather(self.cos, positions, 0), 2)
+            sin = ops.expand_dims(ops.gather(self.sin, positions, 0), 2)
+            mask = self.document_mask(document_ids)
         x = self.tok_embeddings(ids)
         for layer in self.layers:
             x = layer(x, batch, cos, sin, mask)
@@ -75,6 +89,9 @@ class LlamaModel(nn.Cell):
 
 class LlamaForCausalLM(nn.Cell):
     """The whole network: ids int32 [B, S] -> logits float32 [B * S, V].
+
+    With `document_ids` int32 [B, S], rows hold several documents: each number is a stretch of its own, whose positions
+    start at 0 and which sees nothing of its neighbours.
 
     Args:
         config: its sizes.
@@ -99,5 +116,5 @@ class LlamaForCausalLM(nn.Cell):
             return self.model.tok_embeddings.embedding_weight
         return self.lm_head.weight
 
-    def construct(self, ids: Tensor) -> Tensor:
-        return self.linear(self.model(ids), self.head_weight())
+    def construct(self, ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        return self.linear(self.model(ids, document_ids), self.head_weight())

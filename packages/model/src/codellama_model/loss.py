@@ -25,12 +25,15 @@ class CausalLMLoss(nn.Cell):
         self.network = network
         self.cross_entropy = operations.cross_entropy(IGNORE_INDEX)
 
-    def construct(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """input_ids int32 [B, S + 1]; labels [B, S + 1], not shifted, `IGNORE_INDEX` where no loss is wanted.
 
+        document_ids int32 [B, S + 1] keeps packed documents apart (see `LlamaForCausalLM`).
         Returns the mean over all counted tokens of the batch, a scalar; 0 where none is counted.
         """
-        logits = self.network(input_ids[:, :-1])
+        if document_ids is not None:
+            document_ids = document_ids[:, :-1]
+        logits = self.network(input_ids[:, :-1], document_ids)
         targets = ops.reshape(labels[:, 1:], (-1,))
         counted = ops.cast(targets != IGNORE_INDEX, ms.float32)
         return ops.sum(self.cross_entropy(logits, targets)) / ops.maximum(ops.sum(counted), 1.0)

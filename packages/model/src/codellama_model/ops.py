@@ -31,6 +31,7 @@ class Operations:
     swiglu: Operation
     rotate: Operation
     causal_mask: Operation
+    document_mask: Operation
     causal_attention: Operation
     cached_layer: Operation
     cached_head: Operation
@@ -43,6 +44,7 @@ COMPOSED = Operations(
     swiglu=composed.swiglu,
     rotate=composed.rotate,
     causal_mask=composed.causal_mask,
+    document_mask=composed.document_mask,
     causal_attention=composed.causal_attention,
     cached_layer=composed.cached_layer,
     cached_head=composed.cached_head,
@@ -53,6 +55,7 @@ ASCEND = replace(
     COMPOSED,
     rms_norm=ascend.rms_norm,
     causal_mask=ascend.causal_mask,
+    document_mask=ascend.document_mask,
     causal_attention=ascend.causal_attention,
 )
 
