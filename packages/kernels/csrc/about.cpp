@@ -1,0 +1,9 @@
+// What Python asks the library about itself.
+#include "arguments.h"
+#include "pool.h"
+
+// Name of the instruction set in use.
+CODELLAMA_EXPORT const char* codellama_isa() { return codellama::kernels().name; }
+
+// Members of this process's team of threads, the calling one included.
+CODELLAMA_EXPORT int codellama_threads() { return codellama::Pool::instance().size(); }
