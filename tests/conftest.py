@@ -65,7 +65,7 @@ model:
   num_heads: 4
   n_kv_heads: 2
   intermediate_size: 40
-  max_position_embedding: 128
+  max_position_embedding: 512
 dataset:
   corpus: {corpus}
   seq_length: 32

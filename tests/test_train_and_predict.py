@@ -140,7 +140,7 @@ def test_finetuning_starts_from_the_checkpoint(tiny_run, command, tmp_path):
     ("arguments", "message"),
     [
         (["--prompt", "x", "--load_checkpoint", "missing"], "missing: no such file"),
-        (["--prompt", "x" * 5000], "leaves no room in the context of 128"),
+        (["--prompt", "x" * 5000], "leaves no room in the context of 512"),
         (["--prompt_file", "missing.jsonl"], "missing.jsonl"),
         (["--prompt", "x", "--output_file", "no/where.jsonl"], "folder does not exist"),
         (["--prompt", "x", "--do_sample", "True", "--temperature", "0"], "temperature must be"),
