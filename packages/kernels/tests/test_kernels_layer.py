@@ -12,10 +12,13 @@ from kernels_oracle import Sizes
 
 TOLERANCE = 5e-5  # absolute; outputs are a few units, sums of some hundred float32 products round to about 1e-6
 HALF_TOLERANCE = 1e-2  # a key that lies between two float16 numbers may be rounded to either, 1e-3 apart
+WELL_CONDITIONED = 0.1  # eps under which the norm of a vector near zero does not magnify float32's rounding 300 times
 HALF_SPACING = 2.0**-10  # relative distance of neighbouring float16 numbers
 
 
-def check(sizes: Sizes, positions, cached: int, *, cache=np.float32, weight=np.float32, seed: int = 0) -> None:
+def check(
+    sizes: Sizes, positions, cached: int, *, cache=np.float32, weight=np.float32, seed: int = 0, eps: float = 1e-5
+) -> None:
     """One call on random numbers; cache positions that no token may see hold NaN."""
     generator = np.random.default_rng(seed)
     positions = np.asarray(positions, np.int32)
@@ -32,8 +35,8 @@ def check(sizes: Sizes, positions, cached: int, *, cache=np.float32, weight=np.f
         keys[row, :, unseen:] = values[row, :, unseen:] = np.nan
     keys, values = keys.reshape(-1, sizes.width), values.reshape(-1, sizes.width)
     arguments = (x, positions, cos, sin)
-    out, keys_after, values_after = oracle.layer(*arguments, keys, values, weights, kernels_call.EPS)
-    ours = kernels_call.layer(*arguments, keys, values, weights)
+    out, keys_after, values_after = oracle.layer(*arguments, keys, values, weights, eps)
+    ours = kernels_call.layer(*arguments, keys, values, weights, eps)
     half = cache is np.float16
     np.testing.assert_allclose(ours, out, rtol=0, atol=HALF_TOLERANCE if half else TOLERANCE)
     rounding = HALF_SPACING if half else 0
@@ -66,7 +69,7 @@ def cases(draw):
 @given(cases())
 def test_any_shape(case) -> None:
     sizes, positions, cached, cache, weight, seed = case
-    check(sizes, positions, cached, cache=cache, weight=weight, seed=seed)
+    check(sizes, positions, cached, cache=cache, weight=weight, seed=seed, eps=WELL_CONDITIONED)
 
 
 SMALL = Sizes(heads=6, kv_heads=2, width=16, hidden=48, ffn=80)
