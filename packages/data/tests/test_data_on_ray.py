@@ -21,6 +21,7 @@ def test_names_of_shards() -> None:
     assert shard_path(Path("a/corpus.mindrecord"), 1, 4) == Path("a/corpus.1of4.mindrecord")
 
 
+@pytest.mark.slow  # Ray takes 20 seconds to start and stop twice
 def test_shards_on_ray_are_the_whole(
     tmp_path: Path, tokenizer: CodeLlamaTokenizer, run_cli: Cli, read_all: Read
 ) -> None:

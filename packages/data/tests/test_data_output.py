@@ -130,15 +130,16 @@ def test_killed_run_leaves_nothing_that_looks_finished_and_goes_on_with_resume(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.parametrize(("limit", "message"), [(4096, "rows can not be written"), (1 << 20, "check the space")])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    folder: Path, tmp_path: Path, tokenizer: CodeLlamaTokenizer, environment: dict[str, str]
+    folder: Path, tmp_path: Path, tokenizer: CodeLlamaTokenizer, environment: dict[str, str], limit: int, message: str
 ) -> None:
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-m", "codellama_data", *arguments(folder, tokenizer, tmp_path / "out" / "o")]
 
-    def small_files() -> None:  # stands in for a full disk: writing beyond 4 KiB fails
+    def small_files() -> None:  # stands in for a full disk: writing beyond the limit fails
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     done = subprocess.run(
         [*command, "--num_workers", "1"],
@@ -150,23 +151,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "rows can not be written" in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_crash_of_the_writer_is_an_error(
-    folder: Path, tmp_path: Path, tokenizer: CodeLlamaTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "out").mkdir()
-    limited = tmp_path / "limited"
-    limited.write_text(f'#!/bin/sh\nulimit -f 64\nexec {sys.executable} "$@"\n')
-    limited.chmod(0o755)
-    # Children may write 32 KiB a file, too little for MindRecord's header: MindSpore's answer is to die.
-    monkeypatch.setattr(sys, "executable", str(limited))
-    with pytest.raises(DataError, match="space on the d"):
-        preprocess_code(
-            find_corpus(str(folder)), tokenizer, tmp_path / "out" / "o", seq_length=31, num_workers=1, progress=False
-        )
+    assert message in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 

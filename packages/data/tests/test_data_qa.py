@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy.typing as npt
 import pytest
 from codellama_data import DataError, QaOptions, Summary, convert_alpaca, preprocess_qa
 from codellama_data.conversations import Parsed, Turn, render
-from codellama_data.qa import encode_rounds, split_sample
+from codellama_data.qa import encode_rounds, encodes_apart, split_sample
 from codellama_tokenizer import CodeLlamaTokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 Read = Callable[[object], dict[str, npt.NDArray[np.int32]]]
 Conversation = list[dict[str, str]]
@@ -33,7 +34,7 @@ PROMPT = {
 
 
 def oracle_row(messages: Conversation, model_file: Path, length: int) -> tuple[list[int], list[int]] | None:
-    """Ids and labels as MindFormers 1.2 makes them; None where it masks the whole sample or cuts it."""
+    """Ids and labels as MindFormers 1.2 makes them, all labels -100 where it masks a sample; None where it cuts one."""
     processor = SentencePieceProcessor(model_file=str(model_file))
 
     def tokens(text: str) -> list[int]:
@@ -60,7 +61,7 @@ def oracle_row(messages: Conversation, model_file: Path, length: int) -> tuple[l
         labels[at : at + len(tokens(parts[0] + " ASSISTANT: ")) - 3] = -100
         at += len(tokens(one)) - 1
     labels[at:] = -100
-    return (ids, labels.tolist()) if at == used else None
+    return (ids, labels.tolist() if at == used else [-100] * length)
 
 
 def conversation(*texts: str) -> Conversation:
@@ -112,8 +113,10 @@ def test_rows_equal_mindformers_on_code_alpaca(
     assert rows["input_ids"].tolist() == [ids for ids, _ in kept]
     assert rows["labels"].tolist() == [labels for _, labels in kept]
     counts = dict(summary.left_out)
+    masked = sum(set(labels) == {-100} for _, labels in kept)
     assert counts["samples with an empty answer"] == 2
-    assert counts["overlong samples"] + 2 + len(kept) == 2017
+    assert counts["rows without loss"] == masked == (2 if seq_length == 1024 else 1)  # one is overlong
+    assert counts["overlong samples"] + len(kept) == 2017
     assert (counts["overlong samples"] > 100) == (seq_length == 300)
     assert summary.loss_tokens == sum(label != -100 for _, labels in kept for label in labels)
     assert summary.loss_share == summary.loss_tokens / (len(kept) * (seq_length + 1))
@@ -138,7 +141,9 @@ def test_what_mindformers_would_mask_keeps_its_labels(
     tmp_path: Path, tokenizer: CodeLlamaTokenizer, read_all: Read
 ) -> None:
     tricky = conversation("say ASSISTANT: and </s> now", "</s> USER: x ASSISTANT: done <s> <unk> ASSISTANT: y")
-    assert oracle_row(tricky, tokenizer.model_file, 257) is None
+    expected = oracle_row(tricky, tokenizer.model_file, 257)
+    assert expected is not None
+    assert set(expected[1]) == {-100}
     run(write(tmp_path / "c.json", [tricky]), tokenizer, tmp_path / "o")
     rows = read_all(tmp_path / "o")
     ids, labels = rows["input_ids"][0], rows["labels"][0]
@@ -147,6 +152,34 @@ def test_what_mindformers_would_mask_keeps_its_labels(
     assert tokenizer.decode(learned[:-1].tolist()) == tricky[1]["value"]
     assert learned[-1] == tokenizer.eos_id
     assert (ids == tokenizer.eos_id).sum() == (ids == tokenizer.bos_id).sum() == 1  # text never becomes a control id
+
+
+def test_empty_answers_are_kept_dropped_or_refused_and_counted(
+    tmp_path: Path, tokenizer: CodeLlamaTokenizer, read_all: Read
+) -> None:
+    alone, between = conversation("q", ""), conversation("q", "", "again", "now")
+    behind = conversation("first", "yes", "second", "")
+    source = write(tmp_path / "c.json", [alone, between, behind, conversation("q", "a")])
+    kept = run(source, tokenizer, tmp_path / "k")
+    counts = dict(kept.left_out)
+    assert (kept.rows, counts["samples with an empty answer"], counts["rows without loss"]) == (4, 3, 1)
+    rows = read_all(tmp_path / "k")
+    for number, talk in enumerate([alone, between, behind]):
+        expected = oracle_row(talk, tokenizer.model_file, 257)
+        assert expected is not None
+        assert rows["input_ids"][number].tolist() == expected[0]
+        if talk is not behind:
+            assert rows["labels"][number].tolist() == expected[1]
+    learned = [row[row != -100].tolist() for row in rows["labels"]]  # of the third one MindFormers learns nothing
+    assert [tokenizer.decode(one) for one in learned] == ["", "now", "yes", "a"]
+    assert [one.count(tokenizer.eos_id) for one in learned] == [0, 1, 1, 1]
+    dropped = run(source, tokenizer, tmp_path / "d", on_empty_answer="drop")
+    assert (dropped.rows, dict(dropped.left_out)["samples with an empty answer"]) == (1, 3)
+    assert (read_all(tmp_path / "d")["input_ids"] == rows["input_ids"][3:]).all()
+    with pytest.raises(DataError, match="sample 0: empty answer"):
+        run(source, tokenizer, tmp_path / "e", on_empty_answer="error")
+    llama = run(source, tokenizer, tmp_path / "l", template="llama-2")
+    assert (llama.rows, dict(llama.left_out)["rows without loss"]) == (4, 1)
 
 
 def test_llama2_rows_begin_with_the_prompt_of_the_reference(tokenizer: CodeLlamaTokenizer) -> None:
@@ -235,6 +268,37 @@ def test_overlong_samples_are_handled_as_asked_and_counted(
         run(source, tokenizer, tmp_path / "e", on_overlong="error")
     with pytest.raises(DataError, match="no row holds a token of an answer"):
         run(source, tokenizer, tmp_path / "e", seq_length=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    turns=st.lists(st.tuples(st.text(": \na1é▁", max_size=8), st.text(": \na1é", max_size=8)), min_size=1, max_size=3)
+)
+def test_encoding_prompt_and_answer_apart_changes_nothing(
+    tokenizer: CodeLlamaTokenizer, turns: list[tuple[str, str]]
+) -> None:
+    assert encodes_apart(tokenizer)
+    for template in ("vicuna_v1.1", "llama-2"):
+        rounds = render(template, Parsed(None, [Turn(*turn) for turn in turns], 0))
+        assert encode_rounds(rounds, template, tokenizer, apart=True) == encode_rounds(rounds, template, tokenizer)
+
+
+def test_a_piece_across_the_end_of_the_prompt_is_noticed(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a: b: c: d"] * 50),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=270,
+        byte_fallback=True,
+        split_by_whitespace=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    assert not encodes_apart(CodeLlamaTokenizer(tmp_path / "tokenizer.model"))
 
 
 def test_shards_and_workers_keep_the_samples(tmp_path: Path, tokenizer: CodeLlamaTokenizer, read_all: Read) -> None:

@@ -20,7 +20,7 @@ OBJECTS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 @given(objects=OBJECTS, indent=st.sampled_from([None, 2]), block=st.integers(1, 40))
 def test_any_array_comes_back_whatever_the_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: list[dict[str, object]], indent: int | None, block: int

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from codellama_data.alpaca import convert_alpaca
+    from codellama_data.batching import Batches, batches
     from codellama_data.code import preprocess_code
     from codellama_data.corpus import Corpus, Document, describe, find_corpus, standard_library
     from codellama_data.errors import DataError
     from codellama_data.qa import QaOptions, preprocess_qa
-    from codellama_data.reading import Batches, MindRecordRows, batches, open_rows
+    from codellama_data.reading import MindRecordRows, open_rows
     from codellama_data.summary import Summary
     from codellama_data.wiki import preprocess_wiki
 
@@ -40,11 +41,12 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "alpaca": ("convert_alpaca",),
+    "batching": ("Batches", "batches"),
     "code": ("preprocess_code",),
     "corpus": ("Corpus", "Document", "describe", "find_corpus", "standard_library"),
     "errors": ("DataError",),
     "qa": ("QaOptions", "preprocess_qa"),
-    "reading": ("Batches", "MindRecordRows", "batches", "open_rows"),
+    "reading": ("MindRecordRows", "open_rows"),
     "summary": ("Summary",),
     "wiki": ("preprocess_wiki",),
 }

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = qa.add_argument
     add("--template", help="vicuna_v1.1 (default) or llama-2, for Instruct models")
     add("--on_overlong", choices=("truncate", "drop", "split", "error"), help="over S + 1 ids (default: truncate)")
-    add("--on_empty_answer", choices=("drop", "error"), help="samples without an answer (default: drop)")
+    add("--on_empty_answer", choices=("keep", "drop", "error"), help="samples with an empty answer (default: keep)")
     add("--packing", action="store_true", default=None, help="several samples a row, numbered in document_ids")
     preprocess.set_defaults(run=_preprocess)
 
@@ -205,8 +205,6 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 for a mistake in the input, 2 for one in the arguments."""
     parsed = build_parser().parse_args(arguments)
-    # MindSpore's own chatter below errors would hide the one line that matters; a level that the user set stays.
-    os.environ.setdefault("GLOG_v", "3")
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and texts may hold what the terminal can not show
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -19,7 +19,7 @@ from codellama_data.corpus import Corpus, load
 from codellama_data.errors import DataError
 from codellama_data.infilling import InfillingPlan, encode_document, is_for_evaluation, name_hash
 from codellama_data.job import Job, Output, RunOptions, chunked
-from codellama_data.spool import token_dtype
+from codellama_data.spool import integer_type
 from codellama_data.summary import NAMES_KEPT, Summary
 
 COLUMNS = ("input_ids",)
@@ -120,7 +120,7 @@ def preprocess_code(
     source_bytes = corpus.source_bytes()
     what = (corpus.files, source_bytes, corpus.text_field, model_file)
     fingerprint = repr(("code", what, seq_length, plan, share, shard_id, num_shards))
-    with Job(outputs, COLUMNS, seq_length + 1, token_dtype(tokenizer.vocab_size), options, fingerprint) as job:
+    with Job(outputs, COLUMNS, seq_length + 1, integer_type(tokenizer.vocab_size), options, fingerprint) as job:
 
         def consume(chunk: list[_Encoded]) -> None:
             for document in chunk:

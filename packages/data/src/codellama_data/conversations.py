@@ -26,7 +26,10 @@ class Turn(NamedTuple):
 
 
 class Round(NamedTuple):
-    """The text of one turn: `prompt` is what is given (system text included), `text` the prompt and the answer."""
+    """The text up to one answer: `prompt` is what is given (system text included), `text` the prompt and the answer.
+
+    Where a conversation ends with an empty answer, both are the same.
+    """
 
     prompt: str
     text: str
@@ -91,35 +94,36 @@ def render(template: str, parsed: Parsed) -> list[Round]:
     Returns:
         vicuna_v1.1: rounds of one sequence, the system text in front of the first; what follows a round is `</s>`.
         llama-2: rounds that are sequences of their own, BOS ... EOS; contents stripped as Meta's reference does.
+
+        Behind an empty answer fschat writes no end, so the turn after it belongs to the same round.
     """
     conversation = get_conv_template(template)
-    if template == "llama-2":
-        return _render_llama2(conversation, parsed)
     if parsed.system is not None:
         conversation.set_system_message(parsed.system)
+    if template == "llama-2":
+        # The reference folds the system message in first and strips then, so white space after it survives.
+        first = len(parsed.turns[:1]) if parsed.system else 0
+        turns = [Turn(turn.question.rstrip(), turn.answer.strip()) for turn in parsed.turns[:first]]
+        turns += [Turn(turn.question.strip(), turn.answer.strip()) for turn in parsed.turns[first:]]
+        return _rounds(conversation, turns, end="</s><s>", spaces=2)
+    return _rounds(conversation, parsed.turns, end=conversation.sep2, spaces=0)
+
+
+def _rounds(conversation: Conversation, turns: list[Turn], end: str, spaces: int) -> list[Round]:
+    """Cut what fschat writes into rounds.
+
+    Behind an answer stands `end`; the `spaces` around an answer belong to the text of the round, not to its prompt.
+    """
     rounds, done = [], 0
-    for turn in parsed.turns:
+    for turn in turns:
         conversation.append_message(conversation.roles[0], turn.question)
         conversation.append_message(conversation.roles[1], turn.answer)
-        text = conversation.get_prompt()[done:]
-        done += len(text)
-        text = text[: len(text) - len(conversation.sep2)]
-        rounds.append(Round(text[: len(text) - len(turn.answer)], text))
-    return rounds
-
-
-def _render_llama2(conversation: Conversation, parsed: Parsed) -> list[Round]:
-    if parsed.system is not None:
-        conversation.set_system_message(parsed.system)
-    end = "</s><s>"  # of a turn; the space before it belongs to the turn
-    rounds, done = [], 0
-    for index, turn in enumerate(parsed.turns):
-        # The reference folds the system message in first and strips then, so white space after it survives.
-        question = turn.question.rstrip() if index == 0 and parsed.system else turn.question.strip()
-        conversation.append_message(conversation.roles[0], question)
-        conversation.append_message(conversation.roles[1], turn.answer.strip())
-        text = conversation.get_prompt()[done:]
-        done += len(text)
-        text = text[: len(text) - len(end)]
-        rounds.append(Round(text[: len(text) - len(turn.answer.strip()) - 2], text))
+        if turn.answer:
+            text = conversation.get_prompt()[done:]
+            done += len(text)
+            text = text[: len(text) - len(end)]
+            rounds.append(Round(text[: len(text) - len(turn.answer) - spaces], text))
+    rest = conversation.get_prompt()[done:]
+    if turns and not turns[-1].answer:
+        rounds.append(Round(rest, rest))
     return rounds

@@ -1,4 +1,4 @@
-"""The header of a MindRecord file: reading it, linking partitions through it, and checksums that MindRecord lacks.
+"""The header of a MindRecord file: reading and writing it, and checksums that MindRecord lacks.
 
 The file begins with 8 bytes of length (little-endian) and that many bytes of JSON; its pages follow at `header_size`.
 Plain Python: looking at a file needs no MindSpore.
@@ -14,9 +14,11 @@ from pathlib import Path
 from codellama_data.errors import DataError
 from codellama_data.output import MEBIBYTE, database_path
 
-HEADER_BYTES = 16 * MEBIBYTE  # FileWriter reserves this at the start of every file
+HEADER_BYTES = 16 * MEBIBYTE  # reserved at the start of every file, as MindSpore does
 _CHECKSUMS = "codellama_data_crc32"  # our key in the header, which MindSpore passes over
 _CHUNK = 4 * MEBIBYTE
+_LENGTH_BYTES = 8
+_TYPE = "int32"  # of every column
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Header:
         content: the JSON object.
         names: base names of the file and its partitions, in the order of their rows, as they were written.
         rows: rows in this file.
-        columns: names of its columns.
+        columns: names of its columns, in the order in which a row holds them.
         data_start: where the pages begin, in bytes.
+        page_bytes: from the start of one page to the next.
         size: bytes of the whole file.
         checksums: of the pages and of the `.db`; None in a file that others wrote.
     """
@@ -38,8 +41,34 @@ class Header:
     rows: int
     columns: tuple[str, ...]
     data_start: int
+    page_bytes: int
     size: int
     checksums: tuple[int, int] | None
+
+    @classmethod
+    def of_new_file(
+        cls,
+        names: tuple[str, ...],
+        index: int,
+        columns: tuple[str, ...],
+        page_bytes: int,
+        pages: list[dict[str, object]],
+    ) -> Header:
+        """The header of the file `names[index]`; opening any one of the partitions finds all of `names`."""
+        schema = {column: {"type": _TYPE, "shape": [-1]} for column in columns}
+        content = {
+            "version": "3.0",
+            "header_size": HEADER_BYTES,
+            "page_size": page_bytes,
+            "compression_size": 0,
+            "shard_addresses": list(names),
+            "shard_id": index,
+            "schema": [{"desc": "written by codellama-data", "blob_fields": list(columns), "schema": schema}],
+            "index_fields": None,
+            "statistics": None,
+            "page": pages,
+        }
+        return _parse(content)
 
 
 def read_header(path: Path) -> Header:
@@ -50,13 +79,15 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
             text = stream.read(length) if 2 <= length <= HEADER_BYTES else b""
     except OSError as error:
         raise DataError(f"{path}: can not be opened ({error.strerror})") from error
     try:
         header = _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError):
         raise DataError(f"{path}: not a MindRecord file, or damaged at its start") from None
     if path.name not in header.names:
         names = " or ".join(header.names)
@@ -73,42 +104,33 @@ def _parse(content: dict[str, object]) -> Header:
     assert isinstance(header_size, int)
     assert isinstance(page_size, int)
     checksums = content.get(_CHECKSUMS)
+    for column, kind in schema[0]["schema"].items():
+        if kind["type"] != _TYPE or "shape" not in kind:
+            raise DataError(f"column {column} holds {kind['type']}, expected vectors of {_TYPE}")
     return Header(
         content,
         tuple(Path(name).name for name in names),
         max((page["end_row_id"] for page in pages if page["page_type"] == "BLOB_DATA"), default=0),
-        tuple(sorted(schema[0]["blob_fields"])),
+        tuple(schema[0]["blob_fields"]),
         header_size,
+        page_size,
         max((header_size + page["page_id"] * page_size + page["page_size"] for page in pages), default=header_size),
         (checksums[0], checksums[1]) if isinstance(checksums, list) else None,
     )
 
 
-def seal(path: Path, index: int, names: list[str]) -> None:
-    """Finish a file that MindSpore wrote: link it with the other partitions and note its checksums.
-
-    Opening any partition by name then finds all of them, as with partitions that one MindSpore writer made.
-
-    Args:
-        path: the file.
-        index: its number among the partitions.
-        names: base names of all partitions, in order.
+def write_header(path: Path, header: Header) -> None:
+    """Finish a file whose pages and `.db` are written: note their checksums, and put the header in front.
 
     Raises:
-        DataError: the header has no room left.
+        DataError: there are more pages than a header can list.
+        OSError: writing failed.
     """
-    header = read_header(path)
-    content = dict(header.content)
-    content["shard_addresses"], content["shard_id"] = names, index
-    pages = content["page"]
-    assert isinstance(pages, list)
-    content["page"] = [{**page, "shard_id": index} for page in pages]
-    content[_CHECKSUMS] = list(_checksums(path, header))
-    text = json.dumps(content, separators=(",", ":")).encode()
-    if len(text) + 8 > HEADER_BYTES:
-        raise DataError(f"{path}: too many partitions and pages for one header, use a smaller file_partition")
+    text = json.dumps({**header.content, _CHECKSUMS: _checksums(path, header)}, separators=(",", ":")).encode()
+    if len(text) + _LENGTH_BYTES > HEADER_BYTES:
+        raise DataError(f"{path}: too many partitions and pages for one header, use another file_partition")
     with path.open("r+b") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
 
 
 def verify(path: Path, header: Header) -> None:

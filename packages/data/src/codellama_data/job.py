@@ -23,9 +23,11 @@ from tqdm import tqdm
 
 from codellama_data.errors import DataError
 from codellama_data.output import (
+    MEBIBYTE,
     WorkFolder,
     check_name,
     check_output,
+    check_space,
     database_path,
     partition_paths,
     publish,
@@ -34,7 +36,7 @@ from codellama_data.output import (
 from codellama_data.pool import OrderedPool, available_cpus
 from codellama_data.spool import Spool
 from codellama_data.summary import Part
-from codellama_data.writing import check_space_for_header, write_partitions, writer_pool
+from codellama_data.writing import write_partitions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +45,7 @@ _JOURNAL_SECONDS = 2.0  # between two journal entries: what a killed run has to 
 _CHUNK_BYTES = 1 << 18  # of source text in one task: a fraction of a second of work, so workers stay evenly loaded
 _CHUNK_ITEMS = 256
 _DIGEST_BYTES = 16
+_LEAST_BYTES = 8 * MEBIBYTE  # where not even this is free there is no use in beginning
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Job:
         outputs: list[Output],
         columns: tuple[str, ...],
         row_length: int,
-        dtype: type[np.uint16] | type[np.int32],
+        dtype: type[np.int16] | type[np.int32],
         options: RunOptions,
         fingerprint: str,
     ) -> None:
@@ -158,14 +161,12 @@ class Job:
                 stack.enter_context(WorkFolder(output.path, self.options.resume)).path for output in self.outputs
             ]
             for folder in self._folders:
-                check_space_for_header(folder)
+                check_space(folder, _LEAST_BYTES)
             lengths = self._read_journal()
             self.spools = [
                 stack.enter_context(Spool(folder / "rows", self._columns, self._row_length, self._dtype, length))
                 for folder, length in zip(self._folders, lengths, strict=True)
             ]
-            most = max(output.file_partition for output in self.outputs)
-            self._writers = stack.enter_context(writer_pool(min(self._num_workers, most)))
             self._stack = stack.pop_all()
         return self
 
@@ -251,7 +252,7 @@ class Job:
                     f"{output.path}: {values:,} tokens from {documents:,} documents fill no row of "
                     f"seq_length + 1 = {self._row_length}; {remedy}"
                 )
-            paths = write_partitions(spool, folder, output.path, output.file_partition, self._writers)
+            paths = write_partitions(spool, folder, output.path, output.file_partition)
             tokens = rows * self._row_length
             rest = values - tokens * len(self._columns)
             parts.append(Part(tuple(map(str, paths)), rows, tokens, documents, rest))

@@ -3,6 +3,10 @@
 Each worker is a fresh interpreter connected by one socket whose other end only this process holds. When this process
 ends for whatever reason, `kill -9` included, the worker reads end-of-file and exits by itself. Workers do not import
 the caller's main module, so no `if __name__ == "__main__"` is asked of anyone.
+
+Why not `concurrent.futures.ProcessPoolExecutor` with spawn: its workers hold both ends of their queue, so they outlive
+a parent that was killed, and they import the caller's main module. Before Python 3.14 its `map` takes all tasks at
+once.
 """
 
 from __future__ import annotations
@@ -49,8 +53,7 @@ class OrderedPool(Generic[Task, Result]):
     Args:
         make: a module-level callable; `make(*arguments)` gives each worker its function (a class is fine).
         arguments: picklable arguments of `make`.
-        num_workers: processes.
-        separate: use a process of its own even for a single worker, which otherwise works inside this one.
+        num_workers: processes; a single worker works inside this one.
 
     Use it as a context manager: leaving it ends the workers.
     """
@@ -60,15 +63,14 @@ class OrderedPool(Generic[Task, Result]):
         make: Callable[..., Callable[[Task], Result]],
         arguments: tuple[object, ...],
         num_workers: int,
-        separate: bool = False,
     ) -> None:
         if num_workers < 1:
             raise DataError(f"num_workers must be at least 1, found {num_workers}")
-        self._make, self._arguments, self._num_workers, self._separate = make, arguments, num_workers, separate
+        self._make, self._arguments, self._num_workers = make, arguments, num_workers
         self._workers: list[tuple[subprocess.Popen[bytes], Connection]] = []
 
     def __enter__(self) -> OrderedPool[Task, Result]:
-        if self._num_workers > 1 or self._separate:
+        if self._num_workers > 1:
             self._workers = [launch_worker() for _ in range(self._num_workers)]
             for process, connection in self._workers:
                 _send(process, connection, (self._make.__module__, self._make.__qualname__, self._arguments))

@@ -21,18 +21,20 @@ from codellama_data.corpus import find_files
 from codellama_data.errors import DataError
 from codellama_data.job import Job, Output, RunOptions, chunked
 from codellama_data.records import JsonObject, read_records
+from codellama_data.spool import integer_type
 from codellama_data.summary import NAMES_KEPT, Summary
 
 IGNORE = -100  # label of what is not learned (MindFormers' ignore_token_id)
 PADDING = 0  # id that fills up a row (MindFormers' pad_token_id)
 ON_OVERLONG = ("truncate", "drop", "split", "error")
-ON_EMPTY_ANSWER = ("drop", "error")
+ON_EMPTY_ANSWER = ("keep", "drop", "error")
 _COLUMNS = ("input_ids", "labels")
 _PACKED_COLUMNS = ("input_ids", "labels", "document_ids")
 _REPORTED = (
     *("truncated samples", "overlong samples", "split samples", "samples with an empty answer"),
     *("samples without turns", "messages without partner", "rows without loss"),
 )
+_APART = ": "  # what a prompt of vicuna_v1.1 ends with
 _PACKING_CHUNK = (1 << 20, 2048)  # bytes and samples packed together: more of them leave less padding
 
 
@@ -45,14 +47,15 @@ class QaOptions:
         template: `vicuna_v1.1`, or `llama-2` for Instruct models.
         on_overlong: a sample of more than S + 1 ids is cut (`truncate`), left out (`drop`), continued in further rows
             (`split`), or ends the run (`error`).
-        on_empty_answer: a sample with an empty answer is left out (`drop`) or ends the run (`error`).
+        on_empty_answer: a sample with an empty answer stays, without loss on that answer, as in MindFormers (`keep`),
+            is left out (`drop`), or ends the run (`error`).
         packing: put several samples into a row; the column `document_ids` numbers them from 1, padding is 0.
     """
 
     seq_length: int
     template: str = "vicuna_v1.1"
     on_overlong: str = "truncate"
-    on_empty_answer: str = "drop"
+    on_empty_answer: str = "keep"
     packing: bool = False
 
     def __post_init__(self) -> None:
@@ -81,8 +84,20 @@ class _Rows:
 Sample = tuple[list[int], list[int]]  # ids and labels of the same length
 
 
-def encode_rounds(rounds: list[Round], template: str, tokenizer: CodeLlamaTokenizer) -> Sample:
+def encodes_apart(tokenizer: CodeLlamaTokenizer) -> bool:
+    """Whether `x: y` always has the ids of `x:` and then those of `y`, which begins with a space of its own.
+
+    So it is where no piece holds a colon and a space behind it: then no merge ever crosses that place.
+    """
+    crossed = any(_APART in tokenizer.decode_continuation([piece]) for piece in range(tokenizer.vocab_size))
+    whole, parts = tokenizer.encode("x: y"), [*tokenizer.encode("x:"), *tokenizer.encode("y", bos=False)]
+    return not crossed and whole == parts
+
+
+def encode_rounds(rounds: list[Round], template: str, tokenizer: CodeLlamaTokenizer, apart: bool = False) -> Sample:
     """Ids and labels of one conversation, neither cut nor padded.
+
+    `apart`, from `encodes_apart`, spares encoding the prompt a second time to find its end; the result is the same.
 
     vicuna_v1.1 is one sequence, BOS round EOS round EOS; the boundary of an answer is where MindFormers puts it: the
     ids of the prompt less its last one, the space that the answer's first word carries. llama-2 makes each round
@@ -91,24 +106,30 @@ def encode_rounds(rounds: list[Round], template: str, tokenizer: CodeLlamaTokeni
     ids: list[int] = []
     labels: list[int] = []
     for index, (prompt, text) in enumerate(rounds):
-        content, given = tokenizer.encode(text, bos=False), tokenizer.encode(prompt, bos=False)
-        if template == "llama-2":
-            masked = next((at for at, pair in enumerate(zip(given, content)) if pair[0] != pair[1]), len(given))  # noqa: B905
+        if apart and prompt.endswith(_APART) and text != prompt:
+            given = tokenizer.encode(prompt[:-1], bos=False)
+            content, masked = given + tokenizer.encode(text[len(prompt) :], bos=False), len(given)
         else:
+            content, given = tokenizer.encode(text, bos=False), tokenizer.encode(prompt, bos=False)
             masked = len(given) - 1
+            if template == "llama-2":
+                masked = next((at for at, pair in enumerate(zip(given, content)) if pair[0] != pair[1]), len(given))  # noqa: B905
         if index == 0 or template == "llama-2":
             ids.append(tokenizer.bos_id)
             labels.append(IGNORE)
         ids += [*content, tokenizer.eos_id]
-        labels += [IGNORE] * masked + content[masked:] + [tokenizer.eos_id]
+        if text == prompt:  # no answer: nothing to learn, not even to end here
+            labels += [IGNORE] * (len(content) + 1)
+        else:
+            labels += [IGNORE] * masked + content[masked:] + [tokenizer.eos_id]
     return ids, labels
 
 
 class _Encoder:
     """What a worker does with a chunk of records."""
 
-    def __init__(self, model_file: str, options: QaOptions) -> None:
-        self._tokenizer, self._options = CodeLlamaTokenizer(model_file), options
+    def __init__(self, model_file: str, options: QaOptions, apart: bool) -> None:
+        self._tokenizer, self._options, self._apart = CodeLlamaTokenizer(model_file), options, apart
         self._length = options.seq_length + 1
 
     def __call__(self, chunk: list[tuple[JsonObject, str]]) -> _Rows:
@@ -132,20 +153,23 @@ class _Encoder:
     ) -> Sample | None:
         parsed = parse_conversation(record, place)
         counts["messages without partner"] += parsed.unpaired
+        policy = self._options.on_empty_answer
         reason = ""
         if not parsed.turns:
             reason, key = "no question with an answer", "samples without turns"
         elif any(not turn.answer.strip() for turn in parsed.turns):
             reason, key = "empty answer", "samples with an empty answer"
         if reason:
-            if self._options.on_empty_answer == "error":
+            if policy == "error":
                 raise DataError(f"{place}: {reason}")
             counts[key] += 1
-            names.append((place, reason))
-            return None
+            if policy == "drop" or not parsed.turns:
+                names.append((place, reason))
+                return None
         counts["documents"] += 1
         try:
-            return encode_rounds(render(self._options.template, parsed), self._options.template, self._tokenizer)
+            rounds = render(self._options.template, parsed)
+            return encode_rounds(rounds, self._options.template, self._tokenizer, self._apart)
         except TokenizerError as error:
             raise DataError(f"{place}: {error}") from None
 
@@ -256,7 +280,8 @@ def preprocess_qa(
     model_file = str(tokenizer.model_file.resolve())
     fingerprint = repr(("qa", files, sizes, model_file, qa, shard_id, num_shards))
     outputs = [Output(Path(output_file), file_partition)]
-    with Job(outputs, qa.columns, qa.seq_length + 1, np.int32, run, fingerprint) as job:
+    most = max(tokenizer.vocab_size, qa.seq_length + 1)  # `document_ids` stay below the length of a row
+    with Job(outputs, qa.columns, qa.seq_length + 1, integer_type(most), run, fingerprint) as job:
 
         def consume(result: _Rows) -> None:
             job.spools[0].append(result.rows.reshape(-1))
@@ -265,7 +290,7 @@ def preprocess_qa(
             job.counts.names += result.names[: NAMES_KEPT - len(job.counts.names)]
 
         tasks = chunked(_samples(files, run), *_PACKING_CHUNK) if qa.packing else chunked(_samples(files, run))
-        job.run(tasks, _Encoder, (model_file, qa), consume, sum(sizes) / num_shards)
+        job.run(tasks, _Encoder, (model_file, qa, encodes_apart(tokenizer)), consume, sum(sizes) / num_shards)
         counts = job.counts
         if not counts["documents"]:
             why = f" ({counts.names[0][0]}: {counts.names[0][1]})" if counts.names else ""

@@ -1,16 +1,17 @@
-"""MindRecord files to batches for training: shuffled by seed and epoch, sharded by rank, resumable at any step.
+"""Reading rows of MindRecord files in any order, in plain Python.
 
-B = rows of a batch on one rank, L = ids of a row (seq_length + 1).
+L = ids of a row. Memory: the rows that are asked for, and 12 bytes for each row of the files (where it is).
 
-Memory: MindSpore's row index and the epoch's permutation (about 100 bytes a row together), and the rows read ahead:
-MindSpore's queues hold a few dozen rows, whatever the size of the files.
+MindSpore's `MindDataset` reads the same rows, but one by one through a pipeline of queues, at a tenth of this speed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,14 +21,39 @@ import numpy.typing as npt
 from codellama_data.errors import DataError
 from codellama_data.header import Header, read_header
 from codellama_data.header import verify as verify_checksums
+from codellama_data.integers import decode_row, find_layout
 from codellama_data.output import database_path
-from codellama_data.writing import first_line
 
 Batch = dict[str, npt.NDArray[np.int32]]
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _VERIFIED_BYTES = 1 << 30  # about a second; a longer wait before training is for the caller to ask for
-_ROWS_PER_REQUEST = 1 << 16  # row numbers handed to MindSpore at once: 2 MiB of Python integers
+_OPEN_FILES = 200  # of one sequence of rows; the usual limit of a process is 1024
+_INDEX_DTYPE = np.dtype([("at", np.int64), ("size", np.int32)])  # bytes
+_PLACES = """
+SELECT ? + PAGE_ID_BLOB * ? + PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END - PAGE_OFFSET_BLOB FROM INDEXES ORDER BY ROW_ID
+"""
+
+
+class _Descriptors:
+    """Open files by number, not more than a process may have."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._open: dict[int, int] = {}
+        weakref.finalize(self, _close, self._open)
+
+    def __getitem__(self, number: int) -> int:
+        if number not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                _close(self._open)
+            self._open[number] = os.open(self._files[number], os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[number]
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 class MindRecordRows:
@@ -36,6 +62,7 @@ class MindRecordRows:
     Attributes:
         files: the files in the order of their rows.
         columns: names of the columns, all int32 vectors.
+        row_length: L, the ids of the first row.
     """
 
     def __init__(self, files: Sequence[Path], verify: bool | None = None) -> None:
@@ -43,8 +70,7 @@ class MindRecordRows:
             raise DataError("no MindRecord file given")
         self.files = tuple(files)
         headers = [read_header(path) for path in self.files]
-        for path, header in zip(self.files, headers, strict=True):
-            _check_file(path, header)
+        indices = [_read_index(path, header) for path, header in zip(self.files, headers, strict=True)]
         if verify or (verify is None and sum(header.size for header in headers) <= _VERIFIED_BYTES):
             for path, header in zip(self.files, headers, strict=True):
                 verify_checksums(path, header)
@@ -57,78 +83,103 @@ class MindRecordRows:
             for name in header.names:
                 if sets.get(path.absolute().with_name(name), header.names) != header.names:
                     raise DataError(f"{path}: is left over from another run than {name}, remove what does not belong")
-        self._counts = [header.rows for header in headers]
-        self._row_length: int | None = None
+        self._index = np.concatenate(indices)
+        self._ends = np.cumsum([len(index) for index in indices])  # row number behind each file's last row
         if not len(self):
             raise DataError(f"{self.files[0]}: holds no rows")
+        self._descriptors = _Descriptors(self.files)
+        first = bytearray(self._index["size"][0])
+        self._read_bytes(np.array([0]), [memoryview(first)])
+        self._layout = find_layout(bytes(first), self.columns)
+        self.row_length = self._decoded(0)[self.columns[0]].size
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return len(self._index)
 
     @property
     def num_rows(self) -> int:
         """Number of rows in all files."""
-        return sum(self._counts)
-
-    @property
-    def row_length(self) -> int:
-        """L, the ids of one row (found by reading the first row)."""
-        if self._row_length is None:
-            self._row_length = next(self._stream([0]))[self.columns[0]].size
-        return self._row_length
+        return len(self)
 
     @property
     def seq_length(self) -> int:
         """Tokens that a row trains on: L - 1."""
         return self.row_length - 1
 
-    def stream(self, indices: Iterable[int]) -> Iterator[Batch]:
-        """Read rows one by one in the order of `indices` (0 .. num_rows - 1), each column int32 [L].
+    def read(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        """Rows by number, in any order.
+
+        Args:
+            indices: B numbers from 0 to num_rows - 1.
+
+        Returns:
+            {column: int32 [B, L]}.
 
         Raises:
-            DataError: an index is out of range, or a row can not be read.
+            DataError: there is no such row, one can not be read, or they differ in length.
         """
-        request: list[int] = []
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise DataError(f"{self.files[0]}: row {index} does not exist, there are {len(self)}")
-            request.append(int(index))
-            if len(request) == _ROWS_PER_REQUEST:
-                yield from self._stream(request)
-                request = []
-        if request:
-            yield from self._stream(request)
+        numbers = self._checked(indices)
+        if self._layout is not None and (self._index["size"][numbers] == self._layout.dtype.itemsize).all():
+            rows = np.empty(len(numbers), self._layout.dtype)
+            view = rows.view(np.uint8).data
+            size = rows.itemsize
+            self._read_bytes(numbers, [view[at : at + size] for at in range(0, len(view), size)])
+            if self._layout.fits(rows):
+                return {column: rows[column].astype(np.int32) for column in self.columns}
+        decoded = [self._decoded(number) for number in numbers.tolist()]
+        try:
+            return {column: np.stack([row[column] for row in decoded]) for column in self.columns}
+        except ValueError:
+            raise DataError(f"{self.files[0]}: rows differ in length, a batch needs equal ones") from None
+
+    def prefetch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        """Have the operating system read rows that will be asked for soon; returns at once."""
+        numbers = self._checked(indices)
+        files = np.searchsorted(self._ends, numbers, side="right").tolist()
+        with contextlib.suppress(OSError):  # only an advice; reading will tell what is wrong
+            for file, (at, size) in zip(files, self._index[numbers].tolist(), strict=True):
+                os.posix_fadvise(self._descriptors[file], at, size, os.POSIX_FADV_WILLNEED)
+
+    def stream(self, indices: Iterable[int]) -> Iterator[Batch]:
+        """Rows one by one in the order of `indices`, each column int32 [L]; they may differ in length.
+
+        Raises:
+            DataError: there is no such row, or it can not be read.
+        """
+        for number in indices:
+            yield {column: values[0] for column, values in self.read([number]).items()}
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(range(len(self)))
 
-    def _stream(self, request: list[int]) -> Iterator[Batch]:
-        import mindspore.dataset as ds  # noqa: PLC0415 (takes seconds; looking at a header does not need it)
+    def _checked(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        numbers = np.asarray(indices, dtype=np.int64)
+        wrong = (numbers < 0) | (numbers >= len(self))
+        if wrong.any():
+            raise DataError(f"{self.files[0]}: row {numbers[wrong][0]} does not exist, there are {len(self)}")
+        return numbers
 
-        names = ", ".join(map(str, self.files))
+    def _read_bytes(self, numbers: npt.NDArray[np.int64], buffers: Iterable[memoryview]) -> None:
+        """Fill each buffer with the bytes of a row."""
+        files = np.searchsorted(self._ends, numbers, side="right").tolist()
+        for file, at, buffer in zip(files, self._index["at"][numbers].tolist(), buffers, strict=True):
+            path = self.files[file]
+            try:
+                count = os.preadv(self._descriptors[file], [buffer], at)
+            except OSError as error:
+                raise DataError(f"{path}: can not be read ({error.strerror})") from error
+            if count < len(buffer):
+                raise DataError(f"{path}: damaged, it ends within a row")
+
+    def _decoded(self, number: int) -> Batch:
+        """One row, whatever the widths of its elements."""
+        row = bytearray(self._index["size"][number])
+        self._read_bytes(np.array([number]), [memoryview(row)])
         try:
-            dataset = ds.MindDataset(
-                [str(path) for path in self.files],
-                columns_list=list(self.columns),
-                sampler=ds.SubsetSampler(request),
-                num_parallel_workers=1,
-            )
-            iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"{names}: can not be read ({first_line(error)})") from None
-        delivered = 0
-        try:
-            while delivered < len(request):
-                try:
-                    row = next(iterator)
-                except StopIteration:
-                    raise DataError(f"{names}: damaged, only {delivered} of {len(request)} rows came") from None
-                except RuntimeError as error:
-                    raise DataError(f"{names}: damaged, a row can not be read ({first_line(error)})") from None
-                delivered += 1
-                yield dict(zip(self.columns, row, strict=True))
-        finally:
-            iterator.stop()
+            return decode_row(bytes(row), self.columns)
+        except ValueError as error:
+            path = self.files[int(np.searchsorted(self._ends, number, side="right"))]
+            raise DataError(f"{path}: damaged, row {number} can not be read ({error})") from None
 
 
 def open_rows(source: Source, verify: bool | None = None) -> MindRecordRows:
@@ -165,130 +216,8 @@ def open_rows(source: Source, verify: bool | None = None) -> MindRecordRows:
     return MindRecordRows([path.with_name(name) for name in read_header(path).names], verify)
 
 
-class Batches(Iterator[Batch]):
-    """An endless (or `epochs` long) iterator of batches; see `batches`.
-
-    Attributes:
-        step: batches delivered since the very first one; give it as `start_step` to go on exactly there.
-        steps_per_epoch: batches of one pass over the rows.
-    """
-
-    def __init__(
-        self,
-        rows: MindRecordRows,
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool = True,
-        start_step: int = 0,
-        drop_remainder: bool = True,
-        epochs: int | None = None,
-        shard_id: int = 0,
-        num_shards: int = 1,
-    ) -> None:
-        if batch_size < 1 or start_step < 0 or seed < 0:
-            found = f"found {batch_size}, {start_step}, {seed}"
-            raise DataError(f"batch_size must be above 0, start_step and seed at least 0, {found}")
-        if num_shards < 1 or not 0 <= shard_id < num_shards:
-            raise DataError(f"shard_id {shard_id} must be in 0..num_shards - 1, num_shards is {num_shards}")
-        if num_shards > 1 and not drop_remainder:
-            raise DataError("drop_remainder=False works with one shard only: the last batch would differ between ranks")
-        self.rows, self._batch_size, self._seed, self._shuffle = rows, batch_size, seed, shuffle
-        self._shard_id, self._num_shards, self._epochs = shard_id, num_shards, epochs
-        whole, rest = divmod(len(rows), batch_size * num_shards)
-        self.steps_per_epoch = whole + (1 if rest and not drop_remainder else 0)
-        if not self.steps_per_epoch:
-            wanted = batch_size * num_shards
-            raise DataError(
-                f"{rows.files[0]}: {len(rows)} rows make no batch of {wanted}; use a smaller batch_size or more data"
-            )
-        self.step = start_step
-        self._stream: Iterator[Batch] | None = None
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Batch:
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        if self._epochs is not None and epoch >= self._epochs:
-            raise StopIteration
-        if self._stream is None or within == 0:
-            self._stream = self.rows.stream(self._indices(epoch, within))
-        size = self._batch_size
-        if self._num_shards == 1:
-            size = min(size, len(self.rows) - within * size)
-        rows = [next(self._stream) for _ in range(size)]
-        try:
-            batch = {column: np.stack([row[column] for row in rows]) for column in self.rows.columns}
-        except ValueError:
-            raise DataError(f"{self.rows.files[0]}: rows differ in length, a batch needs equal ones") from None
-        self.step += 1
-        return batch
-
-    def _indices(self, epoch: int, first_step: int) -> Iterator[int]:
-        """Row numbers of this rank for the rest of an epoch."""
-        count = len(self.rows)
-        order: Sequence[int] | npt.NDArray[np.int64] = range(count)
-        if self._shuffle:
-            # The raw stream of PCG64 is promised to stay the same in every NumPy version; Generator.permutation is not.
-            keys = np.random.PCG64([self._seed, epoch]).random_raw(count)
-            order = np.argsort(keys, kind="stable")
-        for step in range(first_step, self.steps_per_epoch):
-            start = (step * self._num_shards + self._shard_id) * self._batch_size
-            yield from (int(index) for index in order[start : start + self._batch_size])
-
-
-def batches(
-    path: Source | MindRecordRows,
-    batch_size: int,
-    *,
-    seed: int,
-    shuffle: bool = True,
-    start_step: int = 0,
-    drop_remainder: bool = True,
-    epochs: int | None = None,
-    shard_id: int = 0,
-    num_shards: int = 1,
-) -> Batches:
-    """Iterate over batches for training.
-
-    The order of the rows is a permutation that depends on (seed, epoch) alone. Every step takes the next
-    `batch_size * num_shards` rows of it; shard `shard_id` gets its `batch_size` consecutive ones, so the ranks' batches
-    put together are those of a single rank with the larger batch.
-
-    Args:
-        path: what `open_rows` takes, or its result.
-        batch_size: B, rows on this rank.
-        seed: of the permutation.
-        shuffle: False gives the order of the files, every epoch.
-        start_step: batches already consumed; they are skipped without being read.
-        drop_remainder: leave out the last rows of an epoch that fill no batch; False makes a shorter last batch.
-        epochs: passes over the rows; None never ends.
-        shard_id: this data-parallel rank.
-        num_shards: number of data-parallel ranks.
-
-    Returns:
-        An iterator of {column: int32 [B, L]}; its `step` is the state to go on from.
-
-    Raises:
-        DataError: a file is missing or damaged (named), or the options make no batch.
-    """
-    rows = path if isinstance(path, MindRecordRows) else open_rows(path)
-    return Batches(
-        rows,
-        batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        start_step=start_step,
-        drop_remainder=drop_remainder,
-        epochs=epochs,
-        shard_id=shard_id,
-        num_shards=num_shards,
-    )
-
-
-def _check_file(path: Path, header: Header) -> None:
-    """Compare the size of one file and its row index with what its header promises."""
+def _read_index(path: Path, header: Header) -> npt.NDArray[np.void]:
+    """Where each row of a file is, from its `.db`; whatever contradicts the header is told."""
     database = database_path(path)
     if not database.is_file():
         raise DataError(f"{database}: missing, a MindRecord file needs its .db beside it")
@@ -299,9 +228,18 @@ def _check_file(path: Path, header: Header) -> None:
         connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
         try:
             indexed, last = connection.execute("SELECT COUNT(*), MAX(ROW_ID) FROM INDEXES").fetchone()
+            places = connection.execute(_PLACES, (header.data_start, header.page_bytes))
+            index = np.fromiter(places, _INDEX_DTYPE)
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{database}: damaged ({error})") from None
     if indexed != header.rows or (indexed and last != indexed - 1):
         raise DataError(f"{database}: damaged, {indexed} rows where {path.name} has {header.rows}")
+    if (
+        (index["at"] < header.data_start).any()
+        or (index["size"] < 1).any()
+        or (index["at"] + index["size"] > size).any()
+    ):
+        raise DataError(f"{database}: damaged, it leads outside of {path.name}")
+    return index

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from codellama_data.errors import DataError
 
 
-def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """The smaller of the two types that holds every id."""
-    return np.uint16 if vocab_size <= 1 << 16 else np.int32
+def integer_type(count: int) -> type[np.int16] | type[np.int32]:
+    """The smaller of the two types that holds 0 .. count - 1 (and the label -100)."""
+    return np.int16 if count <= 1 << 15 else np.int32
 
 
 class Spool:
@@ -28,7 +28,7 @@ class Spool:
         path: the file; created, or continued after its first `length` integers.
         columns: names of the columns; one row is `columns x row_length` integers.
         row_length: integers of a column in one row.
-        dtype: how they are stored; `np.int32` where labels of -100 occur.
+        dtype: how they are stored, in the MindRecord file, too.
         length: integers of an earlier run to keep; what follows them is cut off.
     """
 
@@ -37,7 +37,7 @@ class Spool:
         path: Path,
         columns: tuple[str, ...],
         row_length: int,
-        dtype: type[np.uint16] | type[np.int32],
+        dtype: type[np.int16] | type[np.int32],
         length: int = 0,
     ) -> None:
         self.path, self.columns, self.row_length, self.dtype = path, columns, row_length, dtype

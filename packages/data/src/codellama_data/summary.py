@@ -77,7 +77,7 @@ class Summary:
         if self.infilled is not None:
             lines.append(f"infilled: {self.infilled:,} documents")
         left_out = [f"{count:,} {what}" for what, count in self.left_out if count]
-        lines.append("left out: " + ", ".join([*left_out, f"{dropped:,} tokens"]))
+        lines.append("left out or changed: " + ", ".join([*left_out, f"{dropped:,} tokens"]))
         lines += [f"  {name}: {reason}" for name, reason in self.names]
         lines.append(f"took {self.seconds:.1f} s, {(tokens + dropped) / max(self.seconds, 1e-9):,.0f} tokens/s")
         return "\n".join(lines)

@@ -18,7 +18,7 @@ from codellama_data.cleaning import clean_blocks, paragraphs
 from codellama_data.corpus import find_files
 from codellama_data.errors import DataError
 from codellama_data.job import Job, Output, RunOptions, chunked
-from codellama_data.spool import token_dtype
+from codellama_data.spool import integer_type
 from codellama_data.summary import Summary
 
 COLUMNS = ("input_ids",)
@@ -95,7 +95,7 @@ def preprocess_wiki(
     model_file = str(tokenizer.model_file.resolve())
     fingerprint = repr(("wiki", files, sizes, model_file, seq_length, shard_id, num_shards))
     outputs = [Output(Path(output_file), file_partition)]
-    with Job(outputs, COLUMNS, seq_length + 1, token_dtype(tokenizer.vocab_size), options, fingerprint) as job:
+    with Job(outputs, COLUMNS, seq_length + 1, integer_type(tokenizer.vocab_size), options, fingerprint) as job:
 
         def consume(result: tuple[npt.NDArray[np.int32], int]) -> None:
             ids, count = result
