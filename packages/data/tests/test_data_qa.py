@@ -286,15 +286,15 @@ def test_encoding_prompt_and_answer_apart_changes_nothing(
 def test_a_piece_across_the_end_of_the_prompt_is_noticed(tmp_path: Path) -> None:
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(["a: b: c: d"] * 50),
+        sentence_iterator=iter(["a: a: a: a"] * 50),
         model_writer=model,
         model_type="bpe",
-        vocab_size=270,
+        vocab_size=264,
+        treat_whitespace_as_suffix=True,
         byte_fallback=True,
         split_by_whitespace=False,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
-        hard_vocab_limit=False,
         minloglevel=2,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())

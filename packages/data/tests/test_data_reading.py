@@ -209,6 +209,18 @@ def test_a_row_that_contradicts_itself_is_an_error_even_without_checksums(tmp_pa
         rows.read([0, ROWS - 1])
 
 
+@pytest.mark.parametrize("limit", [1, 100, 1 << 26])
+def test_rows_in_order_are_read_together_but_not_too_many(
+    partitions: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(reading, "_BYTES_AT_ONCE", limit)
+    rows = open_rows(partitions)
+    for order in (list(range(ROWS)), list(range(3, 7)), [0, 8, 16], [1, 9, 17, 2], [5]):  # rows 0, 8 begin two files
+        assert (rows.read(order)["input_ids"][:, 0] // 1000).tolist() == order
+    with pytest.raises(DataError, match="no row asked for"):
+        rows.read([])
+
+
 def test_more_files_than_a_process_may_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_OPEN_FILES", 2)
     rows = open_rows(write(tmp_path / "x.mindrecord", parts=5))

@@ -29,6 +29,7 @@ Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _VERIFIED_BYTES = 1 << 30  # about a second; a longer wait before training is for the caller to ask for
 _OPEN_FILES = 200  # of one sequence of rows; the usual limit of a process is 1024
+_BYTES_AT_ONCE = 1 << 26  # Linux reads no more than 2 GiB in one call
 _INDEX_DTYPE = np.dtype([("at", np.int64), ("size", np.int32)])  # bytes
 _PLACES = """
 SELECT ? + PAGE_ID_BLOB * ? + PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END - PAGE_OFFSET_BLOB FROM INDEXES ORDER BY ROW_ID
@@ -89,7 +90,7 @@ class MindRecordRows:
             raise DataError(f"{self.files[0]}: holds no rows")
         self._descriptors = _Descriptors(self.files)
         first = bytearray(self._index["size"][0])
-        self._read_bytes(np.array([0]), [memoryview(first)])
+        self._read_bytes(np.array([0]), memoryview(first), len(first))
         self._layout = find_layout(bytes(first), self.columns)
         self.row_length = self._decoded(0)[self.columns[0]].size
 
@@ -110,7 +111,7 @@ class MindRecordRows:
         """Rows by number, in any order.
 
         Args:
-            indices: B numbers from 0 to num_rows - 1.
+            indices: B numbers from 0 to num_rows - 1, at least one.
 
         Returns:
             {column: int32 [B, L]}.
@@ -121,9 +122,7 @@ class MindRecordRows:
         numbers = self._checked(indices)
         if self._layout is not None and (self._index["size"][numbers] == self._layout.dtype.itemsize).all():
             rows = np.empty(len(numbers), self._layout.dtype)
-            view = rows.view(np.uint8).data
-            size = rows.itemsize
-            self._read_bytes(numbers, [view[at : at + size] for at in range(0, len(view), size)])
+            self._read_bytes(numbers, rows.view(np.uint8).data, rows.itemsize)
             if self._layout.fits(rows):
                 return {column: rows[column].astype(np.int32) for column in self.columns}
         decoded = [self._decoded(number) for number in numbers.tolist()]
@@ -157,24 +156,32 @@ class MindRecordRows:
         wrong = (numbers < 0) | (numbers >= len(self))
         if wrong.any():
             raise DataError(f"{self.files[0]}: row {numbers[wrong][0]} does not exist, there are {len(self)}")
+        if not numbers.size:
+            raise DataError(f"{self.files[0]}: no row asked for, expected at least one number")
         return numbers
 
-    def _read_bytes(self, numbers: npt.NDArray[np.int64], buffers: Iterable[memoryview]) -> None:
-        """Fill each buffer with the bytes of a row."""
+    def _read_bytes(self, numbers: npt.NDArray[np.int64], buffer: memoryview, size: int) -> None:
+        """Fill a buffer with rows of `size` bytes each."""
         files = np.searchsorted(self._ends, numbers, side="right").tolist()
-        for file, at, buffer in zip(files, self._index["at"][numbers].tolist(), buffers, strict=True):
-            path = self.files[file]
+        places = self._index["at"][numbers].tolist()
+        count = len(places)
+        # Rows in the order of the file lie one behind the other: one call for many of them.
+        in_order = files.count(files[0]) == count and places == list(range(places[0], places[0] + size * count, size))
+        together = max(1, _BYTES_AT_ONCE // size) if in_order else 1
+        for row in range(0, count, together):
+            path = self.files[files[row]]
+            part = buffer[row * size : min(row + together, count) * size]
             try:
-                count = os.preadv(self._descriptors[file], [buffer], at)
+                done = os.preadv(self._descriptors[files[row]], [part], places[row])
             except OSError as error:
                 raise DataError(f"{path}: can not be read ({error.strerror})") from error
-            if count < len(buffer):
+            if done < len(part):
                 raise DataError(f"{path}: damaged, it ends within a row")
 
     def _decoded(self, number: int) -> Batch:
         """One row, whatever the widths of its elements."""
         row = bytearray(self._index["size"][number])
-        self._read_bytes(np.array([number]), [memoryview(row)])
+        self._read_bytes(np.array([number]), memoryview(row), len(row))
         try:
             return decode_row(bytes(row), self.columns)
         except ValueError as error:
