@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[int]:
         finally:
             os.close(descriptor)
         with reported(writing):
-            temporary.replace(path)
+            os.replace(temporary, path)  # noqa: PTH105  (looked up when called, on Python 3.10 too)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -51,7 +51,7 @@ def prune(checkpoints_dir: str | os.PathLike[str], keep_last: int) -> tuple[Path
     with reported(f"remove old checkpoints of {parent}"):
         for directory in removed:
             # Out of sight in one step, so that a removal cut short never leaves half a checkpoint.
-            directory.rename(parent / f".{directory.name}.removed.tmp")
+            os.rename(directory, parent / f".{directory.name}.removed.tmp")  # noqa: PTH104
         if parent.is_dir():
             sync_directory(parent)
             for path in parent.iterdir():

@@ -228,12 +228,12 @@ def _put_in_place(temporary: Path, directory: Path, token: str) -> None:
     with reported(f"put {directory} in place"):
         replaced = (directory / COMPLETE).is_file()
         if replaced:
-            directory.rename(retired)
+            os.rename(directory, retired)  # noqa: PTH104
         try:
-            temporary.rename(directory)
+            os.rename(temporary, directory)  # noqa: PTH104
         except OSError:
             if replaced:
-                retired.rename(directory)
+                os.rename(retired, directory)  # noqa: PTH104
             raise
         sync_directory(directory.parent)
     if replaced:
