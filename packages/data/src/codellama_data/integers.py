@@ -5,7 +5,7 @@ front (8, big-endian). A column is the number of its elements (4 bytes, big-endi
 how wide it is (1, 2, 4 or 8 bytes; four elements a byte, the first one in the highest bits), and the elements
 (little-endian, signed).
 
-MindSpore's writer takes the narrowest width for each element. Ours takes one width for all: rows are about a quarter larger
+MindSpore's writer takes the narrowest width for each element. Ours takes one width for all: rows are a quarter larger
 then, every row has the same size, and its elements lie there as an array. MindSpore reads both.
 """
 
