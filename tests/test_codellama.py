@@ -141,13 +141,15 @@ def test_faults_of_a_checkpoint_are_all_listed(tmp_path):
     del tree["model.norm.weight"], tree["model.layers.1.mlp.up_proj.weight"]
     tree["model.layers.0.self_attn.q_proj.weight"] = np.zeros((36, 35), np.float32)
     tree["model.layers.2.mlp.up_proj.weight"] = np.zeros((48, 36), np.float32)
+    tree["model.layers.0.self_attn.q_proj.bias"] = np.zeros(36, np.float32)  # a name that no Llama has
     with pytest.raises(CheckpointError) as caught:
         CodeLlama.from_pretrained(hugging_face_directory(tmp_path / "hf", SMALL, tree))
     for part in (
         "2 missing: ",
         "norm_out.weight",
         "layers.1.feed_forward.w3.weight",
-        "1 surplus: ",
+        "2 surplus: ",
+        "model.layers.0.self_attn.q_proj.bias",
         "layers.2.feed_forward.w3.weight",
         "attention.wq.weight (found [36, 35], expected [36, 36])",
     ):

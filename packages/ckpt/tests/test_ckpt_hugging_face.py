@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +108,19 @@ def test_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_unknown_tensor_is_an_error_with_its_file(tmp_path: Path) -> None:
-    save_directory(tmp_path, {**WEIGHTS, "model.layers.0.self_attn.q_proj.bias": np.ones(8, np.float32)})
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: 'model.layers.0.self_attn.q_proj.bias' is not"):
+def test_unknown_tensor_is_listed_as_surplus_among_all_other_faults(tmp_path: Path) -> None:
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    save_directory(tmp_path, {**WEIGHTS, bias: np.ones(8, np.float32)})
+    checkpoint = open_checkpoint(tmp_path)
+    expected = {name: checkpoint.shape(name) for name in checkpoint if name != bias} | {"model.absent.weight": (1,)}
+    with pytest.raises(CheckpointError, match=rf"1 missing: model\.absent\.weight; 1 surplus: {re.escape(bias)}"):
+        checkpoint.check(expected)
+
+
+def test_one_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    norm = WEIGHTS["model.norm.weight"]
+    save_directory(tmp_path, {**WEIGHTS, "model.norm_out.weight": norm})
+    with pytest.raises(CheckpointError, match=r"'model.norm_out.weight' is there twice, under two names"):
         open_checkpoint(tmp_path)
 
 

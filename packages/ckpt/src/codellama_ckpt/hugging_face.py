@@ -48,8 +48,10 @@ def from_files(path: Path, files: list[SafetensorsFile]) -> Checkpoint:
                 continue
             try:
                 translated = to_mindformers(name)
-            except CheckpointError as error:
-                raise CheckpointError(f"{file.path}: {error}") from None
+            except CheckpointError:
+                translated = name  # no parameter of a Llama: `Checkpoint.check` lists it among all that does not fit
+            if translated in tensors:
+                raise CheckpointError(f"{file.path}: {translated!r} is there twice, under two names")
             piece = Piece(whole(info.shape), file, name)
             tensors[translated] = StoredTensor(info.dtype, info.shape, (piece,))
     return Checkpoint("hugging_face", path, tensors, metadata, tuple(dropped))
