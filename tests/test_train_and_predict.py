@@ -142,6 +142,7 @@ def test_finetuning_starts_from_the_checkpoint(tiny_run, command, tmp_path):
         (["--prompt", "x", "--load_checkpoint", "missing"], "missing: no such file"),
         (["--prompt", "x" * 5000], "leaves no room in the context of 512"),
         (["--prompt_file", "missing.jsonl"], "missing.jsonl"),
+        (["--prompt_file", "/"], "Is a directory: /"),
         (["--prompt", "x", "--output_file", "no/where.jsonl"], "folder does not exist"),
         (["--prompt", "x", "--do_sample", "True", "--temperature", "0"], "temperature must be"),
     ],
@@ -153,7 +154,12 @@ def test_a_wrong_prediction_ends_in_one_line(tiny_run, command, tmp_path, argume
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "give one of --prompt"), (["--prompt", "x", "--top_k", "many"], "top_k"), (["--promt", "x"], "--promt")],
+    [
+        ([], "give one of --prompt"),
+        (["--prompt", "x", "--top_k", "many"], "top_k"),
+        (["--promt", "x"], "--promt"),
+        (["--prompt", "x", "--stop", ""], "--stop"),
+    ],
 )
 def test_wrong_usage_ends_in_one_line(tiny_run, command, tmp_path, arguments, message):
     assert_one_line(

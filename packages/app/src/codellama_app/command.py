@@ -44,8 +44,8 @@ def run(program: str, body: Callable[[Sequence[str]], None], arguments: Sequence
     except expected as error:
         _fail(program, str(error), 1)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR}:
-            raise
+        if error.filename is None and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise  # no file of the user's: a fault of ours, which needs its traceback
         _fail(program, f"{error.strerror}: {error.filename or 'while writing'}", 1)
     sys.exit(0)
 

@@ -47,6 +47,8 @@ def _main(arguments: Sequence[str]) -> None:
         parser.error("give one of --prompt, --prompt_file and --infill")
     if flags.chat and flags.infill:
         parser.error("--chat goes with --prompt or --prompt_file")
+    if "" in flags.stop:
+        parser.error("--stop must not be empty")
     if flags.output_file and not Path(flags.output_file).resolve().parent.is_dir():
         raise UserError(f"--output_file {flags.output_file}: its folder does not exist; make it first")
     config = load_config(flags.config, overrides)
