@@ -19,10 +19,12 @@ from codellama_app.loss_inputs import loss_inputs
 def network_loss(loss: CausalLMLoss, rows: Path, config: RunConfig) -> float:
     """Mean loss in nats per token over the held-out rows."""
     loss.set_train(False)
-    losses = []
+    total = tokens = 0.0
     for batch in _held_out(rows, config):
-        losses.append(float(loss(*loss_inputs(batch)).asnumpy()))
-    return sum(losses) / len(losses)
+        batch_total, batch_tokens = loss(*loss_inputs(batch))
+        total += float(batch_total.asnumpy())
+        tokens += float(batch_tokens.asnumpy())
+    return total / max(tokens, 1.0)
 
 
 def bigram_loss(train_rows: Path, rows: Path, config: RunConfig) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from codellama_model.llama import LlamaForCausalLM
     from codellama_model.loss import IGNORE_INDEX, CausalLMLoss
     from codellama_model.ops import Operations, select
-    from codellama_model.optimizer import AdamW, clip_by_global_norm
+    from codellama_model.optimizer import AdamW, clip_scale, global_norm
     from codellama_model.sampling import Sampling
 
 _HOMES = {
@@ -30,7 +30,8 @@ _HOMES = {
     "Operations": "ops",
     "select": "ops",
     "AdamW": "optimizer",
-    "clip_by_global_norm": "optimizer",
+    "clip_scale": "optimizer",
+    "global_norm": "optimizer",
     "Sampling": "sampling",
 }
 
@@ -48,7 +49,8 @@ __all__ = [
     "Operations",
     "Sampling",
     "Token",
-    "clip_by_global_norm",
+    "clip_scale",
+    "global_norm",
     "preset",
     "select",
     "sequence_logits",

@@ -147,6 +147,23 @@ def cached_head(x: Tensor, last: Tensor, norm: Tensor, weight: Tensor, eps: floa
     return _argmax(logits), logits
 
 
+class LinearCrossEntropy(nn.Cell):
+    """Head and loss in one: hidden states [T, H], the head's weight [V, H], labels int32 [T] -> two scalars.
+
+    The sum of the negative log-likelihoods, in nats, of the labels that are not `ignore_index`, and how many these are
+    (float32). The second has no gradient.
+    """
+
+    def __init__(self, ignore_index: int) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.cross_entropy = CrossEntropy(ignore_index)
+
+    def construct(self, x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        counted = ops.cast(labels != self.ignore_index, ms.float32)
+        return ops.sum(self.cross_entropy(linear(x, weight), labels)), ops.sum(counted)
+
+
 class CrossEntropy(nn.Cell):
     """Negative log-likelihoods of labels [T] under logits [T, V] -> [T], 0 where the label is `ignore_index`.
 

@@ -35,7 +35,7 @@ class Operations:
     causal_attention: Operation
     cached_layer: Operation
     cached_head: Operation
-    cross_entropy: Callable[[int], Operation]
+    linear_cross_entropy: Callable[[int], Operation]
 
 
 COMPOSED = Operations(
@@ -48,7 +48,7 @@ COMPOSED = Operations(
     causal_attention=composed.causal_attention,
     cached_layer=composed.cached_layer,
     cached_head=composed.cached_head,
-    cross_entropy=composed.CrossEntropy,
+    linear_cross_entropy=composed.LinearCrossEntropy,
 )
 
 ASCEND = replace(

@@ -40,8 +40,8 @@ class AdamW(nn.Cell):
         self.decays = tuple(weight_decay if len(parameter.shape) > 1 else 0.0 for parameter in parameters)
         self.update = ops.AdamWeightDecay()
 
-    def construct(self, gradients: tuple[Tensor, ...], learning_rate: Tensor) -> Tensor:
-        """One update; gradients in the order of the parameters, learning_rate a float32 scalar Tensor."""
+    def construct(self, gradients: tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor) -> Tensor:
+        """One update from the gradients times `scale`, in the order of the parameters; both scalars float32 Tensors."""
         step = ops.assign_add(self.step, 1.0)
         # the kernel computes p -= lr' (m / (sqrt(v) + eps') + decay' p); these three make it AdamW's update
         root = ops.sqrt(1.0 - ops.pow(self.beta2, step))
@@ -59,7 +59,7 @@ class AdamW(nn.Cell):
                     self.beta2,
                     eps,
                     self.decays[index] / factor,
-                    gradient,
+                    gradient * scale,
                 ),
             )
         return ops.depend(step, done)
@@ -74,14 +74,14 @@ def _moments(parameters: Sequence[Parameter], prefix: str) -> ms.ParameterTuple:
     )
 
 
-def clip_by_global_norm(gradients: tuple[Tensor, ...], limit: Tensor | float) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Scales gradients together so that their joint 2-norm is at most `limit`; returns (gradients, norm before)."""
+def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
+    """The joint 2-norm of all gradients, a scalar."""
     total = 0.0
     for gradient in gradients:
         total += ops.sum(ops.square(gradient))
-    norm = ops.sqrt(total)
-    factor = limit / ops.maximum(norm, limit)
-    clipped: tuple[Tensor, ...] = ()
-    for gradient in gradients:
-        clipped += (gradient * factor,)
-    return clipped, norm
+    return ops.sqrt(total)
+
+
+def clip_scale(norm: Tensor, limit: float) -> Tensor:
+    """The factor that brings gradients of this joint norm down to `limit`; 1 where they are below it."""
+    return limit / ops.maximum(norm, limit)
