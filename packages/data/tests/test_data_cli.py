@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 import time
@@ -78,6 +82,34 @@ def test_alpaca_to_qa_to_inspection(tmp_path: Path, tokenizer: CodeLlamaTokenize
     seen = run_cli("inspect", output, "--model_file", tokenizer.model_file).stdout
     assert "### Response: [/INST]⟧ answer 0 </s>" in seen
     assert "5 rows of 301 ids, columns input_ids, labels" in seen
+
+
+def test_in_a_terminal_there_is_a_bar_and_colours(
+    folder: Path, tmp_path: Path, tokenizer: CodeLlamaTokenizer, environment: dict[str, str]
+) -> None:
+    def in_terminal(*arguments: object) -> str:
+        ours, theirs = pty.openpty()  # of size 0 x 0, as such terminals often are
+        command = [sys.executable, "-m", "codellama_data", *map(str, arguments)]
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        os.close(ours)
+        assert process.wait() == 0
+        return shown.decode()
+
+    output = tmp_path / "o.mindrecord"
+    common = ("preprocess", "--model_file", tokenizer.model_file, "--output_file", output, "--seq_length", 300)
+    bar = in_terminal(*common, "--dataset_type", "code", "--input_glob", folder)
+    assert re.search(r"100%\|.*<00:00, .* documents/s, .* tokens/s\]", bar)
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (tmp_path / "c.json").write_text(json.dumps([{"conversations": talk}]))
+    in_terminal(*common, "--dataset_type", "qa", "--input_glob", tmp_path / "c.json", "--overwrite")
+    shown = in_terminal("inspect", output, "--model_file", tokenizer.model_file)
+    assert "\x1b[1;32m a</s>\x1b[0m" in shown
+    assert "⟦" not in shown
 
 
 @pytest.mark.parametrize(

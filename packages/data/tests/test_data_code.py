@@ -161,6 +161,8 @@ def test_duplicates_and_files_that_are_no_text_are_left_out_and_counted(
     )
     assert (summary.documents, summary.duplicates, summary.skipped) == (40, 2, 1)
     assert summary.names == (("bin.py", "not UTF-8 (byte 0)"),)
+    with pytest.raises(DataError, match=r"no document is left \(bin\.py: not UTF-8"):
+        run(find_corpus(str(folder / "bin.py")), tokenizer, tmp_path / "none")
     assert "2 duplicate documents, 1 documents that are no text" in summary.render()
 
 

@@ -27,6 +27,12 @@ def test_masked_spans_are_marked_and_padding_is_not_shown(tokenizer: CodeLlamaTo
     assert decode_row(row, tokenizer, colour=True) == "<s> ask x = 1</s><unk><unk><unk>"
 
 
+def test_what_a_terminal_obeys_is_shown_instead(tokenizer: CodeLlamaTokenizer) -> None:
+    text = "a\x1b[2J\r\x07\x9b1m\tb\n"
+    row = {"input_ids": np.array(tokenizer.encode(text), dtype=np.int32)}
+    assert decode_row(row, tokenizer, colour=True) == "<s>" + r" a\x1b[2J\x0d\x07\x9b1m" + "\tb\n"
+
+
 def test_figures(tmp_path: Path, tokenizer: CodeLlamaTokenizer) -> None:
     talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a b c"}]
     (tmp_path / "c.json").write_text(json.dumps([{"conversations": talk}] * 3))

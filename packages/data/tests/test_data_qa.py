@@ -178,6 +178,8 @@ def test_empty_answers_are_kept_dropped_or_refused_and_counted(
     assert (read_all(tmp_path / "d")["input_ids"] == rows["input_ids"][3:]).all()
     with pytest.raises(DataError, match="sample 0: empty answer"):
         run(source, tokenizer, tmp_path / "e", on_empty_answer="error")
+    with pytest.raises(DataError, match="every answer is empty"):
+        run(write(tmp_path / "n.json", [alone, alone]), tokenizer, tmp_path / "n")
     llama = run(source, tokenizer, tmp_path / "l", template="llama-2")
     assert (llama.rows, dict(llama.left_out)["rows without loss"]) == (4, 1)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from codellama_data import Batches, DataError, batches, open_rows, reading
-from codellama_data.reading import Batch
+from codellama_data import Batches, DataError, batches, batching, open_rows, readahead, reading
+from codellama_data.reading import StoredBatch
 from codellama_data.spool import Spool
 from codellama_data.writing import write_partitions
 
@@ -20,12 +22,18 @@ GOLDEN = [[7, 8, 4, 19], [11, 21, 3, 5]]  # the first two batches of seed 5
 
 
 def write(
-    output: Path, rows: int = ROWS, length: int = LENGTH, parts: int = 1, columns: tuple[str, ...] = ("input_ids",)
+    output: Path,
+    rows: int = ROWS,
+    length: int = LENGTH,
+    parts: int = 1,
+    columns: tuple[str, ...] = ("input_ids",),
+    width: type[np.int16] | type[np.int32] = np.int32,
+    step: int = 1000,
 ) -> Path:
-    """A MindRecord file whose row r holds r * 1000, r * 1000 + 1, ..."""
+    """A MindRecord file whose row r holds r * step, r * step + 1, ..."""
     spool_path = output.with_name(f"{output.name}.spool")
-    with Spool(spool_path, columns, length, np.int32) as spool:
-        values = np.arange(rows, dtype=np.int32)[:, None, None] * 1000 + np.arange(length, dtype=np.int32)
+    with Spool(spool_path, columns, length, width) as spool:
+        values = np.arange(rows, dtype=np.int32)[:, None, None] * step + np.arange(length, dtype=np.int32)
         spool.append(np.repeat(values, len(columns), axis=1).reshape(-1))
         write_partitions(spool, output.parent, output, parts)
     spool_path.unlink()
@@ -90,13 +98,13 @@ def test_start_step_goes_on_exactly_there_without_reading_what_came_before(file:
 def test_skipped_steps_are_not_read(file: Path) -> None:
     rows = open_rows(file)
     asked: list[int] = []
-    read = rows.read
+    read = rows.read_stored
 
-    def noted(indices: Sequence[int]) -> Batch:
-        asked.extend(indices)
-        return read(indices)
+    def noted(numbers: npt.NDArray[np.int64]) -> StoredBatch:
+        asked.extend(numbers.tolist())
+        return read(numbers)
 
-    rows.read = noted  # type: ignore[assignment,method-assign]
+    rows.read_stored = noted  # type: ignore[method-assign]
     next(batches(rows, BATCH, seed=1, start_step=4))
     assert len(asked) == BATCH  # the last whole batch of the epoch; nothing before it
 
@@ -195,13 +203,13 @@ def test_a_missing_partition_is_named(tmp_path: Path) -> None:
         open_rows(path)
 
 
-@pytest.mark.parametrize("place", ["size", "count", "width"])
-def test_a_row_that_contradicts_itself_is_an_error_even_without_checksums(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("place", ["size", "count"])
+def test_a_row_with_other_lengths_is_an_error_even_without_checksums(tmp_path: Path, place: str) -> None:
     path = write(tmp_path / "x.mindrecord")
     raw = bytearray(path.read_bytes())
     row_bytes = 8 + 4 + (LENGTH + 3) // 4 + 4 * LENGTH
     last = len(raw) - row_bytes
-    raw[last + {"size": 0, "count": 11, "width": 12}[place]] ^= 1
+    raw[last + {"size": 0, "count": 11}[place]] ^= 1
     path.write_bytes(raw)
     rows = open_rows(path, verify=False)
     assert (rows.read(range(ROWS - 1))["input_ids"][:, 0] == 1000 * np.arange(ROWS - 1)).all()
@@ -209,16 +217,94 @@ def test_a_row_that_contradicts_itself_is_an_error_even_without_checksums(tmp_pa
         rows.read([0, ROWS - 1])
 
 
-@pytest.mark.parametrize("limit", [1, 100, 1 << 26])
-def test_rows_in_order_are_read_together_but_not_too_many(
-    partitions: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    monkeypatch.setattr(reading, "_BYTES_AT_ONCE", limit)
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.mindrecord")
+    rows = open_rows(path)
+    assert rows.read([0])["input_ids"][0, 0] == 0
+    os.truncate(path, 1000)
+    with pytest.raises(DataError, match=r"x\.mindrecord: damaged, it became shorter while it was read"):
+        rows.read([1])
+
+
+def test_rows_of_several_files_in_any_order(partitions: Path) -> None:
     rows = open_rows(partitions)
-    for order in (list(range(ROWS)), list(range(3, 7)), [0, 8, 16], [1, 9, 17, 2], [5]):  # rows 0, 8 begin two files
+    for order in (list(range(ROWS)), list(range(3, 7)), [0, 8, 16], [1, 9, 17, 2], [5], [5, 5]):  # 0, 8 begin files
         assert (rows.read(order)["input_ids"][:, 0] // 1000).tolist() == order
-    with pytest.raises(DataError, match="no row asked for"):
-        rows.read([])
+    for order in ([], [-1], [0, ROWS]):
+        with pytest.raises(DataError, match=r"no row asked for|does not exist"):
+            rows.read(order)
+
+
+def test_each_row_of_a_batch_is_found_in_its_file(partitions: Path) -> None:
+    iterator = batches(partitions, BATCH, seed=5, shard_id=1, num_shards=2, start_step=1)
+    for step in (1, 2, 3):  # the last one is of the second epoch
+        numbers = (next(iterator)["input_ids"][:, 0] // 1000).tolist()
+        places = iterator.places(step)
+        found = [int(open_rows([file]).read([row])["input_ids"][0, 0]) // 1000 for file, row in places]
+        assert found == numbers
+    with pytest.raises(DataError, match="row 23 does not exist"):
+        iterator.rows.place(ROWS)
+
+
+@pytest.mark.parametrize("width", [np.int16, np.int32])
+def test_a_batch_is_its_owners_to_change(tmp_path: Path, width: type[np.int16] | type[np.int32]) -> None:
+    iterator = batches(write(tmp_path / "x", width=width, step=10), BATCH, seed=1)
+    first, second = next(iterator)["input_ids"], next(iterator)["input_ids"]
+    kept = second.copy()
+    first += 1
+    assert (second == kept).all()
+    assert not np.isin(first[:, 0], second[:, 0] + 1).any()
+    again = batches(tmp_path / "x", BATCH, seed=1)
+    assert (next(again)["input_ids"] + 1 == first).all()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("start", [0, 30])
+def test_rows_are_announced_before_they_are_read_and_all_of_them_where_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool, fits: bool, start: int
+) -> None:
+    monkeypatch.setattr(readahead, "_ROWS_AHEAD", 8)
+    monkeypatch.setattr(readahead, "_ROWS_AHEAD_IN_ORDER", 8)
+    monkeypatch.setattr(readahead, "_PACE", 3)
+    monkeypatch.setattr(batching, "_ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(readahead, "free_memory", lambda: 1 << 30 if fits else 1000)
+    count = 200
+    rows = open_rows(write(tmp_path / "x", rows=count))
+    announced: list[int] = []
+    prefetch = rows.prefetch
+
+    def noted(indices: Sequence[int]) -> None:
+        announced.extend(np.asarray(indices).tolist())
+        prefetch(indices)
+
+    rows.prefetch = noted  # type: ignore[assignment,method-assign]
+    most = 0
+    for step, batch in enumerate(batches(rows, 2, seed=3, shuffle=shuffle, start_step=start, epochs=1), start=start):
+        delivered = (batch["input_ids"][:, 0] // 1000).tolist()
+        assert set(delivered) <= set(announced)
+        most = max(most, len(announced) - 2 * (step + 1 - start))
+    asked = set(announced)
+    if fits and shuffle:
+        assert asked == set(range(count))  # also those that this run does not deliver
+    else:
+        assert len(announced) == len(asked) == count - 2 * start
+        assert most <= 3 * 8  # never further ahead than two windows behind the rows that are read together
+
+
+def test_free_memory_is_what_the_machine_and_the_container_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, container = tmp_path / "meminfo", tmp_path / "memory.max"
+    monkeypatch.setattr(readahead, "_MEMORY", machine)
+    monkeypatch.setattr(readahead, "_CONTAINER_LIMIT", container)
+    assert readahead.free_memory() == 0
+    machine.write_text("MemTotal:  9000 kB\nMemAvailable:   5000 kB\nHugePages_Total:   0\n")
+    assert readahead.free_memory() == 5000 * 1024
+    container.write_text("max\n")
+    assert readahead.free_memory() == 5000 * 1024
+    container.write_text("1000000\n")
+    assert readahead.free_memory() == 1_000_000
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,14 +325,20 @@ def test_reading_is_faster_than_any_training_and_its_memory_does_not_grow_with_t
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     script = (
-        "import resource, sys, time\n"
+        "import re, sys, time\n"
+        "from pathlib import Path\n"
         "from codellama_data import batches\n"
+        "def memory():\n"  # of this process alone; what is mapped belongs to the system
+        "    return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "iterator = batches(sys.argv[1], 8, seed=0)\n"
         "next(iterator)\n"
-        "before, begun, tokens = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), 0\n"
-        "for _ in range(int(sys.argv[2]) // 8 - 1):\n"
+        "before, seconds, tokens, most = memory(), 0, 0, 0\n"
+        "for step in range(int(sys.argv[2]) // 8 - 1):\n"
+        "    begun = time.monotonic()\n"
         "    tokens += next(iterator)['input_ids'].size\n"
-        "print(tokens / (time.monotonic() - begun), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "    seconds += time.monotonic() - begun\n"
+        "    if step % 50 == 0: most = max(most, memory())\n"
+        "print(tokens / seconds, most - before)\n"
     )
     rows, length = 8000, 2049
     path = write(tmp_path / "x.mindrecord", rows=rows, length=length)
@@ -259,5 +351,5 @@ def test_reading_is_faster_than_any_training_and_its_memory_does_not_grow_with_t
     )
     speed, growth = map(float, done.stdout.split())
     assert speed > FLOOR
-    # 66 MB of ids; a batch, the permutation and the allocator's slack stay below a quarter of that.
+    # 66 MB of ids; the rows read together, the permutation and the allocator's slack stay below a quarter of that.
     assert growth * 1024 < rows * length * 4 / 4

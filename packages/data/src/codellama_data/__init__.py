@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from codellama_data.code import preprocess_code
     from codellama_data.corpus import Corpus, Document, describe, find_corpus, standard_library
     from codellama_data.errors import DataError
+    from codellama_data.job import RunArguments
     from codellama_data.qa import QaOptions, preprocess_qa
     from codellama_data.reading import MindRecordRows, open_rows
     from codellama_data.summary import Summary
@@ -26,6 +27,7 @@ __all__ = [
     "Document",
     "MindRecordRows",
     "QaOptions",
+    "RunArguments",
     "Summary",
     "batches",
     "convert_alpaca",
@@ -37,7 +39,7 @@ __all__ = [
     "preprocess_wiki",
     "standard_library",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "alpaca": ("convert_alpaca",),
@@ -45,6 +47,7 @@ _MODULES = {
     "code": ("preprocess_code",),
     "corpus": ("Corpus", "Document", "describe", "find_corpus", "standard_library"),
     "errors": ("DataError",),
+    "job": ("RunArguments",),
     "qa": ("QaOptions", "preprocess_qa"),
     "reading": ("MindRecordRows", "open_rows"),
     "summary": ("Summary",),

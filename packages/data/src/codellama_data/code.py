@@ -7,20 +7,23 @@ chunks of documents for each worker and about 100 bytes for each document seen (
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from codellama_tokenizer import CodeLlamaTokenizer, TokenizerError
 
-from codellama_data.corpus import Corpus, load
+from codellama_data.corpus import Corpus, file_sizes, load
 from codellama_data.errors import DataError
 from codellama_data.infilling import InfillingPlan, encode_document, is_for_evaluation, name_hash
-from codellama_data.job import Job, Output, RunOptions, chunked
+from codellama_data.job import Job, RunArguments, RunOptions, chunked
 from codellama_data.spool import integer_type
 from codellama_data.summary import NAMES_KEPT, Summary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 COLUMNS = ("input_ids",)
 
@@ -67,13 +70,7 @@ def preprocess_code(
     seed: int = 0,
     eval_output_file: str | Path | None = None,
     eval_share: float = 0.1,
-    num_workers: int | None = None,
-    file_partition: int = 1,
-    overwrite: bool = False,
-    progress: bool = True,
-    resume: bool = False,
-    shard_id: int = 0,
-    num_shards: int = 1,
+    **run: Unpack[RunArguments],
 ) -> Summary:
     """Turn a corpus into MindRecord rows of `seq_length + 1` ids, column `input_ids` (int32).
 
@@ -84,20 +81,14 @@ def preprocess_code(
     Args:
         corpus: the documents.
         tokenizer: with infilling pieces, unless `fim_rate` is 0.
-        output_file: OUT; with `file_partition` above 1, OUT0..OUTN-1. `eval_output_file` is always one file.
+        output_file: OUT; `eval_output_file` is always one file.
         seq_length: S; rows have S + 1 ids.
         fim_rate: share of documents that are infilled, cut at character level.
         fim_spm_rate: share of the infilled ones in suffix-prefix-middle order.
         seed: of cuts, orders and the evaluation share.
         eval_output_file: where the evaluation documents go; None uses all documents for training.
         eval_share: share of the documents for evaluation, chosen by a hash of the name and the seed.
-        num_workers: processes; None takes every available processor.
-        file_partition: number of files for the training rows.
-        overwrite: replace existing outputs.
-        progress: show a progress bar on stderr.
-        resume: go on from what an interrupted run with the same input and options left.
-        shard_id: which part of the documents to take: by a hash of the name.
-        num_shards: parts, one for each machine; together they are complete and nothing is in two.
+        **run: see `RunArguments`. A shard takes documents by a hash of their name.
 
     Returns:
         Counts of rows, tokens, documents and what was left out.
@@ -105,22 +96,20 @@ def preprocess_code(
     Raises:
         DataError: an option is impossible, an output exists or can not be written, or there is less than one row.
     """
-    started = time.monotonic()
+    options = RunOptions(**run)
     plan = InfillingPlan(fim_rate, fim_spm_rate, seed)
     plan.check(tokenizer)
-    options = RunOptions(num_workers, overwrite, resume, progress, shard_id, num_shards)
-    outputs = [Output(Path(output_file), file_partition)]
+    outputs = [Path(output_file)]
     share = 0.0
     if eval_output_file is not None:
         if not 0 < eval_share < 1:
             raise DataError(f"eval_share must be between 0 and 1, found {eval_share}")
         share = eval_share
-        outputs.append(Output(Path(eval_output_file)))
+        outputs.append(Path(eval_output_file))
+    sizes = file_sizes(corpus.files)
     model_file = str(tokenizer.model_file.resolve())
-    source_bytes = corpus.source_bytes()
-    what = (corpus.files, source_bytes, corpus.text_field, model_file)
-    fingerprint = repr(("code", what, seq_length, plan, share, shard_id, num_shards))
-    with Job(outputs, COLUMNS, seq_length + 1, integer_type(tokenizer.vocab_size), options, fingerprint) as job:
+    inputs = ("code", corpus.files, sizes, corpus.text_field, model_file, seq_length, plan, share)
+    with Job(outputs, COLUMNS, seq_length + 1, integer_type(tokenizer.vocab_size), options, inputs) as job:
 
         def consume(chunk: list[_Encoded]) -> None:
             for document in chunk:
@@ -142,16 +131,16 @@ def preprocess_code(
             for name, source, size in corpus.items()
             if options.takes(name_hash("shard", 0, name))
         )
-        job.run(tasks, _Encoder, (model_file, plan), consume, source_bytes / num_shards)
-        parts = job.finish()
+        job.run(tasks, _Encoder, (model_file, plan), consume, sum(sizes) / options.num_shards)
+        part, *held_out_parts = job.finish()
     return Summary(
-        files=parts[0].files,
-        rows=parts[0].rows,
-        tokens=parts[0].tokens,
-        documents=parts[0].documents,
-        dropped_tokens=parts[0].dropped_tokens,
-        seconds=time.monotonic() - started,
-        eval=parts[1] if len(parts) > 1 else None,
+        part.files,
+        part.rows,
+        part.tokens,
+        part.documents,
+        part.dropped_tokens,
+        job.seconds,
+        eval=held_out_parts[0] if held_out_parts else None,
         left_out=(
             ("duplicate documents", job.counts["duplicates"]),
             ("documents that are no text", job.counts["skipped"]),

@@ -121,7 +121,7 @@ class Corpus:
 
     def source_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(_size(path) for _, path in self.files)
+        return sum(file_sizes(self.files))
 
 
 def load(source: str | Path) -> tuple[str | None, str]:
@@ -205,6 +205,11 @@ def find_files(pattern: str) -> tuple[tuple[str, Path], ...]:
     if not files:
         raise DataError(f"{pattern}: the pattern matches no file")
     return tuple(sorted(files))
+
+
+def file_sizes(files: tuple[tuple[str, Path], ...]) -> list[int]:
+    """Bytes of each of the files that `find_files` found."""
+    return [_size(path) for _, path in files]
 
 
 def describe(corpus: Corpus, width: int = 120) -> str:

@@ -14,6 +14,8 @@ from codellama_data.qa import IGNORE
 from codellama_data.reading import Batch, MindRecordRows
 
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[0m"
+# What a terminal obeys instead of showing it: a corpus must not move its cursor, or worse.
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _text(ids: npt.NDArray[np.int32], tokenizer: CodeLlamaTokenizer) -> str:
             plain.append(token)
             continue
         try:
-            parts += [tokenizer.decode_continuation(plain), names[token]]
+            parts += [tokenizer.decode_continuation(plain).translate(_VISIBLE), names[token]]
         except TokenizerError as error:
             raise DataError(f"{error} (is this the tokenizer that the file was made with?)") from None
         plain = []

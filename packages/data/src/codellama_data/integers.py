@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,16 @@ class RowLayout:
     width: int
 
     @cached_property
+    def element(self) -> np.dtype[np.signedinteger[Any]]:
+        """One element."""
+        return np.dtype(f"<i{self.width}")
+
+    @cached_property
     def dtype(self) -> np.dtype[np.void]:
         """One row: the bytes in front of each column (`0`, `1`, ...), which never change, and its elements, by name."""
         fields: list[tuple[str, object]] = []
         for number, (column, prefix) in enumerate(zip(self.columns, self._prefixes, strict=True)):
-            fields += [(f"{number}", f"V{len(prefix)}"), (column, (f"<i{self.width}", (self.row_length,)))]
+            fields += [(f"{number}", f"V{len(prefix)}"), (column, (self.element, (self.row_length,)))]
         return np.dtype(fields)
 
     @cached_property
@@ -55,6 +61,16 @@ class RowLayout:
         return [
             (len(self.columns) * size).to_bytes(_LENGTH_BYTES, "little") + vector,
             *[vector] * (len(self.columns) - 1),
+        ]
+
+    @cached_property
+    def places(self) -> list[tuple[str, int, bytes, int]]:
+        """For each column its name, where in a row its lengths are, what they are, and where its elements are."""
+        fields = self.dtype.fields
+        assert fields is not None
+        return [
+            (column, fields[f"{number}"][1], prefix[: -_code_bytes(self.row_length)], fields[column][1])
+            for number, (column, prefix) in enumerate(zip(self.columns, self._prefixes, strict=True))
         ]
 
     def encode(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.void]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -45,30 +45,42 @@ _JOURNAL_SECONDS = 2.0  # between two journal entries: what a killed run has to 
 _CHUNK_BYTES = 1 << 18  # of source text in one task: a fraction of a second of work, so workers stay evenly loaded
 _CHUNK_ITEMS = 256
 _DIGEST_BYTES = 16
+_MOST_PARTITIONS = 1000
+_USUAL_TERMINAL = (80, 24)
 _LEAST_BYTES = 8 * MEBIBYTE  # where not even this is free there is no use in beginning
 
 
-@dataclass(frozen=True)
-class Output:
-    """A MindRecord file to write, or OUT0..OUTN-1 when `file_partition` is above 1."""
+class RunArguments(TypedDict, total=False):
+    """How a run of `preprocess` is carried out: keyword arguments that all dataset types share.
 
-    path: Path
-    file_partition: int = 1
+    Nothing here changes the rows, except which shard of the documents is taken. All may be left out.
+
+    Attributes:
+        num_workers: processes; by default every available processor.
+        file_partition: 1 writes OUT; above that OUT0..OUTN-1, which hold consecutive rows.
+        overwrite: replace existing outputs.
+        resume: go on from what an interrupted run with the same input and options left; without such a run, start from
+            the beginning.
+        progress: show a progress bar on stderr; True by default.
+        shard_id: which part of the documents to take, from 0 to `num_shards` - 1.
+        num_shards: parts, one for each machine; together they are complete and nothing is in two.
+    """
+
+    num_workers: int | None
+    file_partition: int
+    overwrite: bool
+    resume: bool
+    progress: bool
+    shard_id: int
+    num_shards: int
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; nothing here changes the rows, except which shard of the documents is taken.
-
-    Args:
-        num_workers: processes; None takes every available processor.
-        overwrite: replace existing outputs.
-        resume: go on from what an interrupted run left; without such a run, start from the beginning.
-        progress: show a progress bar on stderr.
-        shard_id, num_shards: take only this part of the documents; the parts are disjoint and complete.
-    """
+    """`RunArguments`, complete and checked."""
 
     num_workers: int | None = None
+    file_partition: int = 1
     overwrite: bool = False
     resume: bool = False
     progress: bool = True
@@ -78,6 +90,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
             raise DataError(f"num_workers must be at least 1, found {self.num_workers}")
+        if not 1 <= self.file_partition <= _MOST_PARTITIONS:
+            raise DataError(f"file_partition must be from 1 to {_MOST_PARTITIONS}, found {self.file_partition}")
         if self.num_shards < 1 or not 0 <= self.shard_id < self.num_shards:
             raise DataError(f"shard_id must be in 0..num_shards - 1, found {self.shard_id} of {self.num_shards}")
 
@@ -113,40 +127,42 @@ class Job:
     """The outputs of one run, as a context manager.
 
     Args:
-        outputs: what to write; the first one's work folder holds the journal.
+        outputs: the MindRecord files to write. The first is the one that `file_partition` divides; its work folder
+            holds the journal.
         columns, row_length, dtype: of every row, see `Spool`.
         options: how to run.
-        fingerprint: everything the rows depend on, as text; resuming with another one is refused.
+        inputs: everything else that the rows depend on; resuming with other ones, by their `repr`, is refused.
 
     Attributes:
         spools: one for each output; append to them.
+        seconds: since the run began.
         counts: counters.
         digests: hashes of the documents seen, see `is_new`.
     """
 
     def __init__(
         self,
-        outputs: list[Output],
+        outputs: list[Path],
         columns: tuple[str, ...],
         row_length: int,
         dtype: type[np.int16] | type[np.int32],
         options: RunOptions,
-        fingerprint: str,
+        inputs: tuple[object, ...],
     ) -> None:
+        self._begun = time.monotonic()
         if row_length < 2:
             raise DataError(f"seq_length must be at least 1, found {row_length - 1}")
-        for output in outputs:
-            if not 1 <= output.file_partition <= 1000:
-                raise DataError(f"file_partition must be from 1 to 1000, found {output.file_partition}")
-        self._destinations = [partition_paths(output.path, output.file_partition) for output in outputs]
+        self._partitions = [options.file_partition, *(1 for _ in outputs[1:])]
+        self._destinations = list(map(partition_paths, outputs, self._partitions))
         everything = [path for paths in self._destinations for path in paths]
         if len({path.absolute() for path in everything}) < len(everything):
-            raise DataError(f"{outputs[-1].path}: both outputs have this name, give the evaluation rows another one")
+            raise DataError(f"{outputs[-1]}: both outputs have this name, give the evaluation rows another one")
         for output in outputs:
-            check_name(output.path)
+            check_name(output)
         check_output([one for path in everything for one in (path, database_path(path))], options.overwrite)
         self.outputs, self.options = outputs, options
-        self._columns, self._row_length, self._dtype, self._fingerprint = columns, row_length, dtype, fingerprint
+        self._columns, self._row_length, self._dtype = columns, row_length, dtype
+        self._fingerprint = repr((*inputs, options.shard_id, options.num_shards))
         self._num_workers = available_cpus() if options.num_workers is None else options.num_workers
         self.counts = Counts()
         self._digests: set[bytes] = set()
@@ -158,7 +174,7 @@ class Job:
     def __enter__(self) -> Job:
         with contextlib.ExitStack() as stack:
             self._folders = [
-                stack.enter_context(WorkFolder(output.path, self.options.resume)).path for output in self.outputs
+                stack.enter_context(WorkFolder(output, self.options.resume)).path for output in self.outputs
             ]
             for folder in self._folders:
                 check_space(folder, _LEAST_BYTES)
@@ -172,6 +188,11 @@ class Job:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the run began."""
+        return time.monotonic() - self._begun
 
     def is_new(self, digest: bytes) -> bool:
         """Whether a document was not seen before; remembers it."""
@@ -209,17 +230,19 @@ class Job:
                 yield chunk.items
 
         pool = OrderedPool[list[Item], Result](make, arguments, self._num_workers)
-        begun = time.monotonic()
+        begun, total, (width, height) = time.monotonic(), max(1, round(source_bytes)), _bar_size()
         documents, tokens = self.counts["documents"], self.counts["tokens"]
         with (
             tqdm(
-                total=max(1, round(source_bytes)),
+                total=total,
                 initial=round(skipped),
                 unit="B",
                 unit_scale=True,
                 unit_divisor=1024,
                 disable=not self.options.progress,
-                dynamic_ncols=True,
+                ncols=width,
+                nrows=height,
+                dynamic_ncols=width is None,
             ) as bar,
             pool,
         ):
@@ -235,6 +258,7 @@ class Job:
                 bar.update(round(sizes.popleft()))
                 if time.monotonic() - self._journaled > _JOURNAL_SECONDS:
                     self._write_journal()
+            bar.update(total - bar.n)  # what cleaning took away is done, too
 
     def finish(self) -> list[Part]:
         """Write the MindRecord files and move them into place, all or none.
@@ -243,16 +267,20 @@ class Job:
             DataError: an output would hold no row, the space does not suffice, or writing failed.
         """
         parts = []
-        for index, (output, folder, spool) in enumerate(zip(self.outputs, self._folders, self.spools, strict=True)):
+        targets = zip(self.outputs, self._partitions, self._folders, self.spools, strict=True)
+        for index, (output, file_partition, folder, spool) in enumerate(targets):
             values, rows = spool.flush(), spool.rows()
             documents = self.counts["documents" if index == 0 else "eval_documents"]
+            if not documents and self.counts.names:
+                name, reason = self.counts.names[0]
+                raise DataError(f"{output}: no document is left ({name}: {reason})")
             if not rows:
                 remedy = "use more data or a smaller seq_length" + (" or a larger eval_share" if index else "")
                 raise DataError(
-                    f"{output.path}: {values:,} tokens from {documents:,} documents fill no row of "
+                    f"{output}: {values:,} tokens from {documents:,} documents fill no row of "
                     f"seq_length + 1 = {self._row_length}; {remedy}"
                 )
-            paths = write_partitions(spool, folder, output.path, output.file_partition)
+            paths = write_partitions(spool, folder, output, file_partition)
             tokens = rows * self._row_length
             rest = values - tokens * len(self._columns)
             parts.append(Part(tuple(map(str, paths)), rows, tokens, documents, rest))
@@ -293,7 +321,7 @@ class Job:
             entry = json.loads(journal.read_text(encoding="utf-8"))
             if entry["fingerprint"] != self._fingerprint:
                 raise DataError(
-                    f"{self.outputs[0].path}: the interrupted run had another input or other options, "
+                    f"{self.outputs[0]}: the interrupted run had another input or other options, "
                     "repeat them or start anew without --resume"
                 )
             lengths = [int(length) for length in entry["lengths"]]
@@ -306,6 +334,15 @@ class Job:
         if len(self._digests) != entry["digests"]:
             raise DataError(f"{journal}: damaged, start anew without --resume")
         return lengths
+
+
+def _bar_size() -> tuple[int, int] | tuple[None, None]:
+    """(None, None) has tqdm ask the terminal. Some pseudo-terminals answer 0, and a bar of that size shows nothing."""
+    try:
+        unknown = os.get_terminal_size(2).columns == 0
+    except OSError:  # stderr is no terminal
+        unknown = False
+    return _USUAL_TERMINAL if unknown else (None, None)
 
 
 def chunked(

@@ -6,23 +6,26 @@ their end-of-sequence id is -100. Where MindFormers masks or cuts silently, this
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from codellama_tokenizer import CodeLlamaTokenizer, TokenizerError
 
 from codellama_data.conversations import Round, check_template, parse_conversation, render
-from codellama_data.corpus import find_files
+from codellama_data.corpus import file_sizes, find_files
 from codellama_data.errors import DataError
-from codellama_data.job import Job, Output, RunOptions, chunked
+from codellama_data.job import Job, RunArguments, RunOptions, chunked
 from codellama_data.records import JsonObject, read_records
 from codellama_data.spool import integer_type
 from codellama_data.summary import NAMES_KEPT, Summary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 IGNORE = -100  # label of what is not learned (MindFormers' ignore_token_id)
 PADDING = 0  # id that fills up a row (MindFormers' pad_token_id)
@@ -167,6 +170,7 @@ class _Encoder:
                 names.append((place, reason))
                 return None
         counts["documents"] += 1
+        counts["samples without an answer"] += not any(turn.answer for turn in parsed.turns)
         try:
             rounds = render(self._options.template, parsed)
             return encode_rounds(rounds, self._options.template, self._tokenizer, self._apart)
@@ -246,42 +250,27 @@ def preprocess_qa(
     tokenizer: CodeLlamaTokenizer,
     output_file: str | Path,
     qa: QaOptions,
-    *,
-    num_workers: int | None = None,
-    file_partition: int = 1,
-    overwrite: bool = False,
-    progress: bool = True,
-    resume: bool = False,
-    shard_id: int = 0,
-    num_shards: int = 1,
+    **run: Unpack[RunArguments],
 ) -> Summary:
     """Turn conversations into MindRecord rows, columns `input_ids` and `labels` (int32 [S + 1]).
 
     Args:
         input_glob: JSON arrays, or JSON lines in `*.jsonl`; every match is read.
         tokenizer: encodes the rounds.
-        output_file: OUT; with `file_partition` above 1, OUT0..OUTN-1, which hold consecutive rows.
+        output_file: OUT.
         qa: what is made of a conversation.
-        num_workers: processes; None takes every available processor.
-        file_partition: number of files.
-        overwrite: replace existing outputs.
-        progress: show a progress bar on stderr.
-        resume: go on from what an interrupted run with the same input and options left.
-        shard_id: which part of the documents to take: samples whose number is this modulo `num_shards`.
-        num_shards: parts, one for each machine; together they are complete and nothing is in two.
+        **run: see `RunArguments`. A shard takes the samples whose number is `shard_id` modulo `num_shards`.
 
     Raises:
         DataError: bad input (the message names the place), an existing output, or nothing to learn in any row.
     """
-    started = time.monotonic()
-    run = RunOptions(num_workers, overwrite, resume, progress, shard_id, num_shards)
+    options = RunOptions(**run)
     files = find_files(input_glob)
-    sizes = [path.stat().st_size for _, path in files]
+    sizes = file_sizes(files)
     model_file = str(tokenizer.model_file.resolve())
-    fingerprint = repr(("qa", files, sizes, model_file, qa, shard_id, num_shards))
-    outputs = [Output(Path(output_file), file_partition)]
-    most = max(tokenizer.vocab_size, qa.seq_length + 1)  # `document_ids` stay below the length of a row
-    with Job(outputs, qa.columns, qa.seq_length + 1, integer_type(most), run, fingerprint) as job:
+    inputs = ("qa", files, sizes, model_file, qa)
+    dtype = integer_type(max(tokenizer.vocab_size, qa.seq_length + 1))  # `document_ids` stay below a row's length
+    with Job([Path(output_file)], qa.columns, qa.seq_length + 1, dtype, options, inputs) as job:
 
         def consume(result: _Rows) -> None:
             job.spools[0].append(result.rows.reshape(-1))
@@ -289,24 +278,27 @@ def preprocess_qa(
                 job.counts.add(key, amount)
             job.counts.names += result.names[: NAMES_KEPT - len(job.counts.names)]
 
-        tasks = chunked(_samples(files, run), *_PACKING_CHUNK) if qa.packing else chunked(_samples(files, run))
-        job.run(tasks, _Encoder, (model_file, qa, encodes_apart(tokenizer)), consume, sum(sizes) / num_shards)
+        samples = _samples(files, options)
+        tasks = chunked(samples, *_PACKING_CHUNK) if qa.packing else chunked(samples)
+        job.run(tasks, _Encoder, (model_file, qa, encodes_apart(tokenizer)), consume, sum(sizes) / options.num_shards)
         counts = job.counts
         if not counts["documents"]:
             why = f" ({counts.names[0][0]}: {counts.names[0][1]})" if counts.names else ""
             raise DataError(f"{input_glob}: no sample is left{why}")
         if not counts["loss_tokens"]:
+            if counts["samples without an answer"] == counts["documents"]:
+                raise DataError(f"{input_glob}: every answer is empty, there is nothing to learn")
             raise DataError(
                 f"{input_glob}: with seq_length {qa.seq_length} no row holds a token of an answer, use a larger one"
             )
         (part,) = job.finish()
     return Summary(
-        files=part.files,
-        rows=part.rows,
-        tokens=part.tokens,
-        documents=part.documents,
-        dropped_tokens=counts["dropped_tokens"],
-        seconds=time.monotonic() - started,
+        part.files,
+        part.rows,
+        part.tokens,
+        part.documents,
+        counts["dropped_tokens"],
+        job.seconds,
         loss_tokens=counts["loss_tokens"],
         padding_tokens=counts["padding"],
         left_out=tuple((name, counts[name]) for name in _REPORTED),
@@ -314,10 +306,12 @@ def preprocess_qa(
     )
 
 
-def _samples(files: tuple[tuple[str, Path], ...], run: RunOptions) -> Iterator[tuple[tuple[JsonObject, str], float]]:
+def _samples(
+    files: tuple[tuple[str, Path], ...], options: RunOptions
+) -> Iterator[tuple[tuple[JsonObject, str], float]]:
     number = 0
     for _, path in files:
         for record in read_records(path):
-            if run.takes(number):
+            if options.takes(number):
                 yield (record.value, record.place), record.source_bytes
             number += 1

@@ -1,17 +1,16 @@
 """Reading rows of MindRecord files in any order, in plain Python.
 
-L = ids of a row. Memory: the rows that are asked for, and 12 bytes for each row of the files (where it is).
+L = ids of a row. Memory: the rows that are asked for, and 12 bytes for each row of the files (where it is). The files
+are mapped, so what was read of them stays in memory as long as nobody else needs it (see `mapping.py`).
 
 MindSpore's `MindDataset` reads the same rows, but one by one through a pipeline of queues, at a tenth of this speed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import sqlite3
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,40 +20,35 @@ import numpy.typing as npt
 from codellama_data.errors import DataError
 from codellama_data.header import Header, read_header
 from codellama_data.header import verify as verify_checksums
-from codellama_data.integers import decode_row, find_layout
+from codellama_data.integers import RowLayout, decode_row, find_layout
+from codellama_data.mapping import MappedFile
 from codellama_data.output import database_path
 
 Batch = dict[str, npt.NDArray[np.int32]]
+StoredBatch = dict[str, npt.NDArray[np.int16] | npt.NDArray[np.int32]]
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _VERIFIED_BYTES = 1 << 30  # about a second; a longer wait before training is for the caller to ask for
 _OPEN_FILES = 200  # of one sequence of rows; the usual limit of a process is 1024
-_BYTES_AT_ONCE = 1 << 26  # Linux reads no more than 2 GiB in one call
 _INDEX_DTYPE = np.dtype([("at", np.int64), ("size", np.int32)])  # bytes
 _PLACES = """
 SELECT ? + PAGE_ID_BLOB * ? + PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END - PAGE_OFFSET_BLOB FROM INDEXES ORDER BY ROW_ID
 """
 
 
-class _Descriptors:
-    """Open files by number, not more than a process may have."""
+class _MappedFiles:
+    """Mapped files by number, not more at once than a process may have open."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
-        self._open: dict[int, int] = {}
-        weakref.finalize(self, _close, self._open)
+    def __init__(self, files: Sequence[Path], sizes: Sequence[int]) -> None:
+        self._files, self._sizes = files, sizes
+        self._open: dict[int, MappedFile] = {}
 
-    def __getitem__(self, number: int) -> int:
+    def __getitem__(self, number: int) -> MappedFile:
         if number not in self._open:
             if len(self._open) >= _OPEN_FILES:
-                _close(self._open)
-            self._open[number] = os.open(self._files[number], os.O_RDONLY | os.O_CLOEXEC)
+                self._open.clear()
+            self._open[number] = MappedFile(self._files[number], self._sizes[number])
         return self._open[number]
-
-
-def _close(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])
 
 
 class MindRecordRows:
@@ -84,23 +78,30 @@ class MindRecordRows:
             for name in header.names:
                 if sets.get(path.absolute().with_name(name), header.names) != header.names:
                     raise DataError(f"{path}: is left over from another run than {name}, remove what does not belong")
-        self._index = np.concatenate(indices)
+        self._at = np.concatenate([index["at"] for index in indices])  # bytes, as is `_size`
+        self._size = np.concatenate([index["size"] for index in indices])
         self._ends = np.cumsum([len(index) for index in indices])  # row number behind each file's last row
         if not len(self):
             raise DataError(f"{self.files[0]}: holds no rows")
-        self._descriptors = _Descriptors(self.files)
-        first = bytearray(self._index["size"][0])
-        self._read_bytes(np.array([0]), memoryview(first), len(first))
-        self._layout = find_layout(bytes(first), self.columns)
+        self._mapped = _MappedFiles(self.files, [header.size for header in headers])
+        layout = find_layout(self._row_bytes(0), self.columns)
+        ours = all(header.checksums is not None for header in headers)  # then no row mixes elements of several widths
+        equal = layout is not None and (self._size == layout.dtype.itemsize).all()
+        self._layout = layout if ours and equal else None
         self.row_length = self._decoded(0)[self.columns[0]].size
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._at)
 
     @property
     def num_rows(self) -> int:
         """Number of rows in all files."""
         return len(self)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the rows take in the files."""
+        return int(self._size.sum(dtype=np.int64))
 
     @property
     def seq_length(self) -> int:
@@ -119,25 +120,39 @@ class MindRecordRows:
         Raises:
             DataError: there is no such row, one can not be read, or they differ in length.
         """
-        numbers = self._checked(indices)
-        if self._layout is not None and (self._index["size"][numbers] == self._layout.dtype.itemsize).all():
-            rows = np.empty(len(numbers), self._layout.dtype)
-            self._read_bytes(numbers, rows.view(np.uint8).data, rows.itemsize)
-            if self._layout.fits(rows):
-                return {column: rows[column].astype(np.int32) for column in self.columns}
+        stored = self.read_stored(self._checked(indices))
+        return {column: values.astype(np.int32, copy=False) for column, values in stored.items()}
+
+    def read_stored(self, numbers: npt.NDArray[np.int64]) -> StoredBatch:
+        """`read` without conversion: int16 where every row has two bytes for an id, else int32.
+
+        For who reads more rows at once than are needed as int32 at the same time, and knows that they exist.
+        """
+        batch = self._read_arrays(numbers, self._layout) if self._layout is not None else None
+        if batch is not None:
+            return batch
         decoded = [self._decoded(number) for number in numbers.tolist()]
         try:
             return {column: np.stack([row[column] for row in decoded]) for column in self.columns}
         except ValueError:
             raise DataError(f"{self.files[0]}: rows differ in length, a batch needs equal ones") from None
 
+    def place(self, number: int) -> tuple[Path, int]:
+        """The file that holds a row, and the row's number within it."""
+        (row,) = self._checked([number]).tolist()
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return self.files[file], row - (int(self._ends[file - 1]) if file else 0)
+
     def prefetch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
         """Have the operating system read rows that will be asked for soon; returns at once."""
         numbers = self._checked(indices)
-        files = np.searchsorted(self._ends, numbers, side="right").tolist()
-        with contextlib.suppress(OSError):  # only an advice; reading will tell what is wrong
-            for file, (at, size) in zip(files, self._index[numbers].tolist(), strict=True):
-                os.posix_fadvise(self._descriptors[file], at, size, os.POSIX_FADV_WILLNEED)
+        for file, chosen in self._by_file(numbers):
+            starts = self._at[numbers[chosen]]
+            ends = starts + self._size[numbers[chosen]]
+            # Rows that lie one behind the other are one request.
+            breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1
+            first, last = np.append(0, breaks), np.append(breaks - 1, -1)
+            file.announce(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
 
     def stream(self, indices: Iterable[int]) -> Iterator[Batch]:
         """Rows one by one in the order of `indices`, each column int32 [L]; they may differ in length.
@@ -153,37 +168,49 @@ class MindRecordRows:
 
     def _checked(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         numbers = np.asarray(indices, dtype=np.int64)
-        wrong = (numbers < 0) | (numbers >= len(self))
+        wrong = numbers.view(np.uint64) >= len(self)  # so seen, a number below 0 is a large one
         if wrong.any():
             raise DataError(f"{self.files[0]}: row {numbers[wrong][0]} does not exist, there are {len(self)}")
         if not numbers.size:
             raise DataError(f"{self.files[0]}: no row asked for, expected at least one number")
         return numbers
 
-    def _read_bytes(self, numbers: npt.NDArray[np.int64], buffer: memoryview, size: int) -> None:
-        """Fill a buffer with rows of `size` bytes each."""
-        files = np.searchsorted(self._ends, numbers, side="right").tolist()
-        places = self._index["at"][numbers].tolist()
-        count = len(places)
-        # Rows in the order of the file lie one behind the other: one call for many of them.
-        in_order = files.count(files[0]) == count and places == list(range(places[0], places[0] + size * count, size))
-        together = max(1, _BYTES_AT_ONCE // size) if in_order else 1
-        for row in range(0, count, together):
-            path = self.files[files[row]]
-            part = buffer[row * size : min(row + together, count) * size]
-            try:
-                done = os.preadv(self._descriptors[files[row]], [part], places[row])
-            except OSError as error:
-                raise DataError(f"{path}: can not be read ({error.strerror})") from error
-            if done < len(part):
-                raise DataError(f"{path}: damaged, it ends within a row")
+    def _by_file(self, numbers: npt.NDArray[np.int64]) -> list[tuple[MappedFile, slice | npt.NDArray[np.bool_]]]:
+        """The files that hold some rows, each with which of `numbers` those are."""
+        if len(self.files) == 1:
+            return [(self._mapped[0], slice(None))]
+        files = np.searchsorted(self._ends, numbers, side="right")
+        return [(self._mapped[number], files == number) for number in sorted(set(files.tolist()))]
+
+    def _read_arrays(self, numbers: npt.NDArray[np.int64], layout: RowLayout) -> StoredBatch | None:
+        """Rows that lie in the files as arrays; None where one has other lengths than it should."""
+        at, files = self._at[numbers], self._by_file(numbers)
+
+        def pieces(offset: int, size: int) -> npt.NDArray[np.void]:
+            if len(files) == 1:
+                return files[0][0].pieces(at + offset, size)
+            found = np.empty(len(at), np.dtype((np.void, size)))
+            for file, chosen in files:
+                found[chosen] = file.pieces(at[chosen] + offset, size)
+            return found
+
+        batch: StoredBatch = {}
+        for column, lengths_at, lengths, elements_at in layout.places:
+            if not (pieces(lengths_at, len(lengths)) == np.void(lengths)).all():
+                return None
+            elements = pieces(elements_at, layout.row_length * layout.width).view(layout.element)
+            batch[column] = elements.reshape(len(at), layout.row_length)
+        return batch
+
+    def _row_bytes(self, number: int) -> bytes:
+        numbers = np.array([number])
+        ((file, _),) = self._by_file(numbers)
+        return file.pieces(self._at[numbers], int(self._size[number])).tobytes()
 
     def _decoded(self, number: int) -> Batch:
         """One row, whatever the widths of its elements."""
-        row = bytearray(self._index["size"][number])
-        self._read_bytes(np.array([number]), memoryview(row), len(row))
         try:
-            return decode_row(bytes(row), self.columns)
+            return decode_row(self._row_bytes(number), self.columns)
         except ValueError as error:
             path = self.files[int(np.searchsorted(self._ends, number, side="right"))]
             raise DataError(f"{path}: damaged, row {number} can not be read ({error})") from None

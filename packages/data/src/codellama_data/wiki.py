@@ -6,20 +6,23 @@ rows of seq_length + 1; the short rest is dropped. Several files follow one anot
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from codellama_tokenizer import CodeLlamaTokenizer, TokenizerError
 
 from codellama_data.cleaning import clean_blocks, paragraphs
-from codellama_data.corpus import find_files
+from codellama_data.corpus import file_sizes, find_files
 from codellama_data.errors import DataError
-from codellama_data.job import Job, Output, RunOptions, chunked
+from codellama_data.job import Job, RunArguments, RunOptions, chunked
 from codellama_data.spool import integer_type
 from codellama_data.summary import Summary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 COLUMNS = ("input_ids",)
 _UNKNOWN = "<unk>"  # what WikiText writes for rare words
@@ -62,40 +65,27 @@ def preprocess_wiki(
     output_file: str | Path,
     *,
     seq_length: int,
-    num_workers: int | None = None,
-    file_partition: int = 1,
-    overwrite: bool = False,
-    progress: bool = True,
-    resume: bool = False,
-    shard_id: int = 0,
-    num_shards: int = 1,
+    **run: Unpack[RunArguments],
 ) -> Summary:
     """Turn WikiText files into MindRecord rows of `seq_length + 1` ids, column `input_ids` (int32).
 
     Args:
         input_glob: a file or a glob; every match is read.
         tokenizer: encodes the paragraphs.
-        output_file: OUT; with `file_partition` above 1, OUT0..OUTN-1, which hold consecutive rows.
+        output_file: OUT.
         seq_length: S; rows have S + 1 ids.
-        num_workers: processes; None takes every available processor.
-        file_partition: number of files.
-        overwrite: replace existing outputs.
-        progress: show a progress bar on stderr.
-        resume: go on from what an interrupted run with the same input and options left.
-        shard_id: which part of the documents to take: paragraphs whose number is this modulo `num_shards`.
-        num_shards: parts, one for each machine; together they are complete and nothing is in two.
+        **run: see `RunArguments`. A shard takes the paragraphs whose number is `shard_id` modulo `num_shards`.
 
     Raises:
         DataError: no file, not UTF-8 text, an existing output, or less than one row.
     """
-    started = time.monotonic()
-    options = RunOptions(num_workers, overwrite, resume, progress, shard_id, num_shards)
+    options = RunOptions(**run)
     files = find_files(input_glob)
-    sizes = [path.stat().st_size for _, path in files]
+    sizes = file_sizes(files)
     model_file = str(tokenizer.model_file.resolve())
-    fingerprint = repr(("wiki", files, sizes, model_file, seq_length, shard_id, num_shards))
-    outputs = [Output(Path(output_file), file_partition)]
-    with Job(outputs, COLUMNS, seq_length + 1, integer_type(tokenizer.vocab_size), options, fingerprint) as job:
+    inputs = ("wiki", files, sizes, model_file, seq_length)
+    dtype = integer_type(tokenizer.vocab_size)
+    with Job([Path(output_file)], COLUMNS, seq_length + 1, dtype, options, inputs) as job:
 
         def consume(result: tuple[npt.NDArray[np.int32], int]) -> None:
             ids, count = result
@@ -105,18 +95,11 @@ def preprocess_wiki(
 
         numbered = enumerate(text for _, path in files for text in read_paragraphs(path))
         tasks = chunked((text, len(text)) for number, text in numbered if options.takes(number))
-        job.run(tasks, _Encoder, (model_file,), consume, sum(sizes) / num_shards)
+        job.run(tasks, _Encoder, (model_file,), consume, sum(sizes) / options.num_shards)
         if not job.counts["documents"]:
             raise DataError(f"{input_glob}: holds no paragraph, only headings and empty lines")
         (part,) = job.finish()
-    return Summary(
-        files=part.files,
-        rows=part.rows,
-        tokens=part.tokens,
-        documents=part.documents,
-        dropped_tokens=part.dropped_tokens,
-        seconds=time.monotonic() - started,
-    )
+    return Summary(part.files, part.rows, part.tokens, part.documents, part.dropped_tokens, job.seconds)
 
 
 def read_paragraphs(path: Path) -> Iterator[str]:
