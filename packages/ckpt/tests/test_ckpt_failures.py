@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from codellama_ckpt import (
     CheckpointError,
     LazyTensor,
     TensorEntry,
+    files,
     finalize,
     is_complete,
     latest,
@@ -92,6 +94,7 @@ def test_failing_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(files, "exchange", lambda *_: False)  # as on a file system that can not: two renames
     with pytest.raises(CheckpointError, match="Input/output error"):
         save_sharded(NEW, directory, overwrite=True)
     monkeypatch.undo()
@@ -100,8 +103,10 @@ def test_failing_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_second_rename_failing_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file system can not exchange two names in one step."""
     directory = tmp_path / "c"
     save_sharded(OLD, directory)
+    monkeypatch.setattr(files, "exchange", lambda *_: False)
     real = os.rename
 
     def rename(source: Path, target: Path) -> None:
@@ -225,3 +230,70 @@ def test_killed_save_leaves_nothing_that_opens(tmp_path: Path, tensors: int) -> 
             open_checkpoint(leftover)
     assert prune(tmp_path, 1) == ()
     assert list(tmp_path.iterdir()) == [old]
+
+
+KILLED_AT_RANDOM = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from codellama_ckpt import CheckpointError, is_complete, latest, open_checkpoint, save_sharded, verify_sharded
+
+parent, moments = Path(sys.argv[1]), int(sys.argv[2])
+random.seed(0)
+
+def save(directory, value, overwrite=False):
+    tree = {f"t{i}": np.full((64, 1024), value, np.float32) for i in range(16)}
+    save_sharded(tree, directory, state={"value": value}, overwrite=overwrite)
+
+def good(directory):  # the value that all of it holds
+    verify_sharded(directory)
+    checkpoint = open_checkpoint(directory, verify=True)
+    value = checkpoint.state["value"]
+    assert len(checkpoint) == 16 and all((checkpoint.read(name) == value).all() for name in checkpoint)
+    return value
+
+start = time.monotonic()
+save(parent / "step_000001", 1)
+whole = time.monotonic() - start
+finished = 0
+for moment in range(moments):
+    replacing = moment % 2 == 0  # else a new step
+    step = 1 if replacing else moment + 2
+    value = moment + 2
+    before = good(parent / "step_000001")
+    child = os.fork()
+    if not child:
+        try:
+            save(parent / f"step_{step:06d}", value, overwrite=replacing)
+        finally:
+            os._exit(0)
+    time.sleep(random.uniform(0, whole))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert good(parent / "step_000001") in ({before, value} if replacing else {before})
+    new = parent / f"step_{step:06d}"
+    if not replacing and new.exists():
+        assert good(new) == value  # there, so whole
+        finished += 1
+    elif not replacing:
+        assert latest(parent) != new and not is_complete(new)
+    assert good(latest(parent)) > 0
+    for left in parent.glob("step_*"):
+        good(left)
+print(json.dumps({"finished": finished, "leftovers": len(list(parent.glob(".*")))}))
+"""
+
+
+def test_killed_at_thirty_random_moments(tmp_path: Path) -> None:
+    """Saves of a new step, and saves that replace a checkpoint: the previous one still loads, a broken one never."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_RANDOM, str(tmp_path), "30"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["leftovers"] > 5  # most were killed on the way
+    for left in tmp_path.glob(".*"):
+        assert latest(tmp_path) != left

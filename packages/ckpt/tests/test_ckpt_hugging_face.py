@@ -104,7 +104,7 @@ def test_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
     elsewhere = next(file for file in placed.values() if file != placed["model.norm.weight"])
     tensors = load_file(tmp_path / elsewhere)
     save_file({**tensors, "model.norm.weight": WEIGHTS["model.norm.weight"] + 1}, tmp_path / elsewhere)
-    with pytest.raises(CheckpointError, match=r"holds tensor 'model.norm.weight', which .* does not place there"):
+    with pytest.raises(CheckpointError, match=r"holds model.norm.weight, which it does not place there"):
         open_checkpoint(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_unknown_tensor_is_listed_as_surplus_among_all_other_faults(tmp_path: Pa
 def test_one_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     norm = WEIGHTS["model.norm.weight"]
     save_directory(tmp_path, {**WEIGHTS, "model.norm_out.weight": norm})
-    with pytest.raises(CheckpointError, match=r"'model.norm_out.weight' is there twice, under two names"):
+    with pytest.raises(CheckpointError, match=r"1 tensors are there twice: model.norm_out.weight \(again in"):
         open_checkpoint(tmp_path)
 
 
@@ -175,10 +175,10 @@ def test_shard_outside_of_the_directory_is_refused(tmp_path: Path, outside: str)
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     placed = save_directory(tmp_path, WEIGHTS, 700)
     write_index(tmp_path, {**placed, "lm_head.weight": placed["model.layers.2.mlp.up_proj.weight"]})
-    with pytest.raises(CheckpointError, match=r"'lm_head\.weight', which .* (says it holds|does not place there)"):
+    with pytest.raises(CheckpointError, match=r"does not describe its shards: .*lacks lm_head\.weight"):
         open_checkpoint(tmp_path)
     write_index(tmp_path, {name: file for name, file in placed.items() if name != "model.norm.weight"})
-    with pytest.raises(CheckpointError, match=r"holds tensor 'model.norm.weight', which .* does not place there"):
+    with pytest.raises(CheckpointError, match=r"holds model.norm.weight, which it does not place there"):
         open_checkpoint(tmp_path)
 
 
@@ -196,12 +196,6 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
 def test_bad_index(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tmp_path)
-
-
-def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"as a pickle only .* is not read here; convert it: .*save_pretrained"):
         open_checkpoint(tmp_path)
 
 

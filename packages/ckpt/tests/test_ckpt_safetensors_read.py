@@ -141,6 +141,6 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_unreadable_paths(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "none.safetensors")
-    (tmp_path / "weights.ckpt").write_bytes(b"x")
+    (tmp_path / "weights.npz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="not a checkpoint of a known kind; expected a Hugging Face directory"):
-        open_checkpoint(tmp_path / "weights.ckpt")
+        open_checkpoint(tmp_path / "weights.npz")

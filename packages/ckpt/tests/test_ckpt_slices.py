@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,8 +147,8 @@ def test_impossible_slices_and_types_are_refused(stored: Checkpoint) -> None:
         stored.read("float32 (7,)", (3,))  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="is int64, which is not read as float32"):
         stored.read("int64 (7,)", dtype="float32")
-    with pytest.raises(CheckpointError, match="found 'float16'"):
-        stored.read("float32 (7,)", dtype="float16")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="found 'float8'"):
+        stored.read("float32 (7,)", dtype="float8")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="has no tensor 'nothing' among its"):
         stored.read("nothing")
 
@@ -189,3 +190,25 @@ def test_tiling_faults() -> None:
     assert tiling_fault([(), ()], ()) == "it is held 2 times"
     assert tiling_fault([], ()) == "its slices hold 0 of its 1 elements"
     assert tiling_fault([], (0,)) == "its slices hold 0 of its 0 elements"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    kind=st.sampled_from([("float32", None), ("float32", "bfloat16"), ("bfloat16", None), ("float16", "float32")]),
+    scratch=st.integers(1, 64),
+    data=st.data(),
+)
+def test_blocks_joined_are_what_read_returns(
+    stored: Checkpoint, shape: tuple[int, ...], kind: tuple[str, Any], scratch: int, data: st.DataObject
+) -> None:
+    stored_as, dtype = kind
+    name = f"{stored_as} {shape}"
+    slices = tuple(data.draw(st.lists(st.builds(slice, bound, bound), max_size=len(shape))))
+    whole = stored.read(name, slices, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "_SCRATCH", scratch)
+        blocks = [block.copy() for block in stored.blocks(name, slices, dtype)]
+    joined = np.concatenate(blocks) if blocks and shape else blocks[0] if blocks else whole[:0]
+    assert joined.dtype == whole.dtype
+    assert joined.tobytes() == whole.tobytes()

@@ -64,16 +64,16 @@ def tiling_fault(boxes: Sequence[Box], shape: Shape) -> str | None:
     """Why the boxes do not cover a tensor of this shape exactly once, in a few words; None when they do."""
     for box in boxes:
         if len(box) != len(shape) or any(stop > size for (_, stop), size in zip(box, shape, strict=True)):
-            return f"a slice {_text(box)} reaches outside of the shape {list(shape)}"
+            return f"a slice {text_of(box)} reaches outside of the shape {list(shape)}"
     filled = [box for box in boxes if math.prod(extent(box))]
     if shape and len(filled) > 1:
         bounds = np.array(filled)  # (boxes, dimensions, 2)
-        low = np.maximum(bounds[:, None, :, 0], bounds[None, :, :, 0])
-        high = np.minimum(bounds[:, None, :, 1], bounds[None, :, :, 1])
-        overlaps = np.argwhere(np.triu((low < high).all(axis=2), k=1))
-        if len(overlaps):
-            first, second = overlaps[0]
-            return f"its slices {_text(filled[first])} and {_text(filled[second])} overlap"
+        for first, box in enumerate(bounds[:-1]):  # one against all others: memory for one row, however many there are
+            others = bounds[first + 1 :]
+            overlaps = np.maximum(box[:, 0], others[:, :, 0]) < np.minimum(box[:, 1], others[:, :, 1])
+            if (both := overlaps.all(axis=1)).any():
+                second = first + 1 + int(both.argmax())
+                return f"its slices {text_of(filled[first])} and {text_of(filled[second])} overlap"
     elif len(filled) > 1:
         return f"it is held {len(filled)} times"
     held, needed = sum(math.prod(extent(box)) for box in filled), math.prod(shape)
@@ -113,5 +113,6 @@ def runs(source: Shape, box: Box, target: Shape, at: Sequence[int]) -> tuple[int
     return length, offsets[0], offsets[1]
 
 
-def _text(box: Box) -> str:
+def text_of(box: Box) -> str:
+    """`[0:2, 0:8]`."""
     return "[" + ", ".join(f"{start}:{stop}" for start, stop in box) + "]"

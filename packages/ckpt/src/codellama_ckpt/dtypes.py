@@ -71,15 +71,9 @@ def to_bfloat16(values: Array) -> NDArray[np.uint16]:
     """float32 values of any shape -> the bits of the nearest bfloat16 (ties to even; a NaN stays a NaN), same shape."""
     if values.dtype != np.float32:
         raise CheckpointError(f"bfloat16 is made from float32, found {values.dtype}")
-    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-    bits: NDArray[np.uint16] = np.empty(flat.shape, np.uint16)
-    for first in range(0, flat.size, _BLOCK):
-        block = flat[first : first + _BLOCK]
-        rounded = (block + (((block >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-        # Rounding would carry a NaN's payload into infinity or the sign; cut it and keep it quiet instead.
-        is_nan = (block & 0x7FFFFFFF) > 0x7F800000
-        bits[first : first + _BLOCK] = np.where(is_nan, (block >> 16) | 0x40, rounded)
-    return bits.reshape(values.shape)
+    bits: NDArray[np.uint16] = np.empty(values.shape, np.uint16)
+    cast_into(bits, values, BY_NAME["float32"], BY_NAME["bfloat16"])
+    return bits
 
 
 def from_bfloat16(bits: Array) -> NDArray[np.float32]:
@@ -87,13 +81,54 @@ def from_bfloat16(bits: Array) -> NDArray[np.float32]:
     if bits.dtype != np.uint16:
         raise CheckpointError(f"the bits of bfloat16 are uint16, found {bits.dtype}")
     values: NDArray[np.float32] = np.empty(bits.shape, np.float32)
-    widen_into(values, bits, BY_NAME["bfloat16"])
+    cast_into(values, bits, BY_NAME["bfloat16"], BY_NAME["float32"])
     return values
 
 
-def widen_into(out: Array, stored: Array, dtype: DType) -> None:
-    """Write `stored` (the storage array of `dtype`) into the float32 array `out` of the same shape, in one pass."""
-    if dtype.name == "bfloat16":
-        np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
-    else:
-        np.copyto(out, stored, casting="same_kind")
+def cast_into(out: Array, stored: Array, source: DType, target: DType) -> None:
+    """Write the values of `stored` into `out`, each rounded once to the nearest value of the target type.
+
+    Ties go to even, a NaN stays a NaN, and what is beyond the target's range becomes infinite, as IEEE 754 has it.
+
+    Args:
+        out: C-contiguous, of the storage type of `target`.
+        stored: of the storage type of `source` and of the same shape.
+        source: a float type.
+        target: a float type.
+    """
+    if source == target:
+        np.copyto(out, stored)
+        return
+    flat_out, flat = out.reshape(-1), np.ascontiguousarray(stored).reshape(-1)
+    for first in range(0, flat.size, _BLOCK):
+        _cast_block(flat_out[first : first + _BLOCK], flat[first : first + _BLOCK], source, target)
+
+
+def _cast_block(out: Array, values: Array, source: DType, target: DType) -> None:
+    if source.name == "bfloat16":
+        if target.name == "float32":
+            np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
+            return
+        values = np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+    if target.name == "bfloat16":
+        _round_to_bfloat16(out, _to_odd_float32(values) if values.dtype == np.float64 else values.astype(np.float32))
+        return
+    with np.errstate(over="ignore"):  # infinity is the rounded value; who minds looks at the result
+        np.copyto(out, values, casting="same_kind")
+
+
+def _round_to_bfloat16(out: Array, values: NDArray[np.float32]) -> None:
+    bits = values.view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    # Rounding would carry a NaN's payload into infinity or the sign; cut it and keep it quiet instead.
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    out[...] = np.where(is_nan, (bits >> 16) | 0x40, rounded)
+
+
+def _to_odd_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float64 -> float32 rounded to odd: whatever was lost shows in the last bit, so that rounding again is right."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    inexact_and_even = (nearest != values) & ((nearest.view(np.uint32) & 1) == 0) & ~np.isnan(values)
+    toward = np.where(nearest < values, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(inexact_and_even, np.nextafter(nearest, toward), nearest)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from codellama_ckpt.errors import CheckpointError
 
 _CHUNK = 1 << 26  # bytes a write; one system call takes at most 2 GiB
+# Of renameat2(2): paths are relative to the working directory; swap the two names.
+_AT_CWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
@@ -48,6 +53,71 @@ def atomic_file(path: Path) -> Iterator[int]:
         raise
     with reported(writing):
         sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill with synchronised files; it becomes `path` when the block ends well.
+
+    Raises:
+        CheckpointError: `path` exists, is not an empty directory and is not to be overwritten, or a system call fails.
+            Then, and when the block raises whatever it raises, `path` is as it was and nothing is left beside it.
+    """
+    if os.path.lexists(path) and not (
+        path.is_dir() and not path.is_symlink() and (overwrite or not any(path.iterdir()))
+    ):
+        raise CheckpointError(f"{path} exists and is not an empty directory; move it away, or ask for --overwrite")
+    token = secrets.token_hex(8)
+    temporary = path.parent / f".{path.name}.{token}.tmp"
+    with reported(f"write {path}"):
+        temporary.mkdir()
+    try:
+        yield temporary
+        with reported(f"write {path}"):
+            for folder in temporary.rglob("*"):
+                if folder.is_dir():
+                    sync_directory(folder)
+            sync_directory(temporary)
+        put_in_place(temporary, path, token)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def put_in_place(temporary: Path, directory: Path, token: str) -> None:
+    """Rename a finished directory to its place; a directory that is there goes away, or comes back if that fails."""
+    retired = directory.parent / f".{directory.name}.{token}.old.tmp"
+    with reported(f"put {directory} in place"):
+        replaced = directory.is_dir() and any(directory.iterdir())
+        if not replaced:
+            os.rename(temporary, directory)  # noqa: PTH104
+        elif exchange(temporary, directory):
+            retired = temporary
+        else:
+            os.rename(directory, retired)  # noqa: PTH104
+            try:
+                os.rename(temporary, directory)  # noqa: PTH104
+            except OSError:
+                os.rename(retired, directory)  # noqa: PTH104
+                raise
+        sync_directory(directory.parent)
+    if replaced:
+        with reported(f"remove what {directory} replaced"):
+            shutil.rmtree(retired)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap the names of two directories in one step, so that neither is ever missing; False where that can not be done.
+
+    It takes Linux, a C library and a file system that know `renameat2`.
+    """
+    try:
+        done = ctypes.CDLL(None, use_errno=True).renameat2(
+            _AT_CWD, os.fsencode(first), _AT_CWD, os.fsencode(second), _RENAME_EXCHANGE
+        )
+    except (AttributeError, OSError):
+        return False
+    return int(done) == 0
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -2,14 +2,15 @@
 
 ```json
 {"format": "codellama-sharded", "version": 1, "save": "step_000030.7f3a", "metadata": {"step": "30"},
+ "state": {"step": 30, "loss_scale": 65536.0},
  "files": {"part_00000_of_00002.safetensors": 4312, "part_00001_of_00002.safetensors": 4312},
  "tensors": {"lm_head.weight": {"dtype": "float32", "shape": [32, 8], "slices": [
    {"file": "part_00000_of_00002.safetensors", "box": [[0, 16], [0, 8]], "bytes": 512, "crc32": "1c291ca3"}, ...]}}}
 ```
 
 A file's number is its size in bytes; `box` is `[start, stop]` in each dimension; `crc32` is of the slice's bytes,
-row-major and little endian. `save` names the act of saving and stands in the header of every file, so that files of two
-saves are never taken for one checkpoint.
+row-major and little endian. `state` is any JSON object: what a run needs to go on. `save` names the act of saving and
+stands in the header of every file, so that files of two saves are never taken for one checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from codellama_ckpt import json_text
 from codellama_ckpt.boxes import Box, Shape, extent, tiling_fault
@@ -29,6 +31,8 @@ FORMAT = "codellama-sharded"
 VERSION = 1
 INDEX = "index.json"
 COMPLETE = "COMPLETE"  # holds the crc32 of the index
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Index:
 
     save: str
     metadata: dict[str, str]
+    state: dict[str, object]
     files: dict[str, int]
     tensors: dict[str, TensorRecord]
 
@@ -72,10 +77,16 @@ class Index:
             }
             for name, tensor in self.tensors.items()
         }
-        content = {"format": FORMAT, "version": VERSION, "save": self.save, "metadata": self.metadata}
-        text = json.dumps(
-            {**content, "files": self.files, "tensors": tensors}, separators=(",", ":"), ensure_ascii=False
-        )
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "save": self.save,
+            "metadata": self.metadata,
+            "state": self.state,
+            "files": self.files,
+            "tensors": tensors,
+        }
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
         return text.encode("utf-8")
 
     def check_tiling(self, where: Path) -> None:
@@ -99,6 +110,7 @@ def read_index(path: Path) -> Index:
     return Index(
         json_text.as_text(content.get("save"), f"{path}: save"),
         json_text.as_texts(content.get("metadata"), f"{path}: metadata"),
+        json_text.as_object(content.get("state", {}), f"{path}: state"),  # directories of release 0.1 have none
         files,
         {name: _tensor(entry, f"{path}: tensor {name!r}", files) for name, entry in tensors.items()},
     )
@@ -107,12 +119,12 @@ def read_index(path: Path) -> Index:
 def merge(parts: Sequence[Index], where: Path) -> Index:
     """All parts of one save as one index; CheckpointError where they contradict each other or leave a gap."""
     metadata: dict[str, str] = {}
+    state: dict[str, object] = {}
     files: dict[str, int] = {}
     tensors: dict[str, TensorRecord] = {}
     for part in parts:
-        for key, value in part.metadata.items():
-            if metadata.setdefault(key, value) != value:
-                raise CheckpointError(f"{where}: writers disagree on metadata {key!r}: {metadata[key]!r} and {value!r}")
+        _unite(metadata, part.metadata, "metadata", where)
+        _unite(state, part.state, "state", where)
         files.update(part.files)
         for name, tensor in part.tensors.items():
             known = tensors.get(name, TensorRecord(tensor.dtype, tensor.shape, ()))
@@ -122,9 +134,15 @@ def merge(parts: Sequence[Index], where: Path) -> Index:
                     f"and {tensor.dtype} {list(tensor.shape)}"
                 )
             tensors[name] = TensorRecord(tensor.dtype, tensor.shape, known.slices + tensor.slices)
-    index = Index(parts[0].save, metadata, files, tensors)
+    index = Index(parts[0].save, metadata, state, files, tensors)
     index.check_tiling(where)
     return index
+
+
+def _unite(known: dict[str, _Value], more: dict[str, _Value], what: str, where: Path) -> None:
+    for key, value in more.items():
+        if known.setdefault(key, value) != value:
+            raise CheckpointError(f"{where}: writers disagree on {what} {key!r}: {known[key]!r:.80} and {value!r:.80}")
 
 
 def _tensor(entry: object, where: str, files: dict[str, int]) -> TensorRecord:
@@ -134,7 +152,7 @@ def _tensor(entry: object, where: str, files: dict[str, int]) -> TensorRecord:
     slices = []
     for item in json_text.as_list(fields.get("slices"), f"{where}: slices"):
         piece = json_text.as_object(item, f"{where}: slices")
-        box = _box(piece.get("box"), f"{where}: box", len(shape))
+        box = json_text.as_box(piece.get("box"), f"{where}: box", len(shape))
         record = SliceRecord(
             json_text.as_text(piece.get("file"), f"{where}: file"),
             box,
@@ -147,18 +165,6 @@ def _tensor(entry: object, where: str, files: dict[str, int]) -> TensorRecord:
             raise CheckpointError(f"{where}: {record.bytes:,} bytes do not make {list(extent(box))} of {dtype.name}")
         slices.append(record)
     return TensorRecord(dtype.name, shape, tuple(slices))
-
-
-def _box(value: object, where: str, dimensions: int) -> Box:
-    box = []
-    for pair in json_text.as_list(value, where):
-        bounds = json_text.as_counts(pair, where)
-        if len(bounds) != 2 or bounds[0] > bounds[1]:
-            raise CheckpointError(f"{where}: expected [start, stop], found {list(bounds)}")
-        box.append((bounds[0], bounds[1]))
-    if len(box) != dimensions:
-        raise CheckpointError(f"{where}: {len(box)} dimensions, expected {dimensions}")
-    return tuple(box)
 
 
 def _plain_name(file: str, path: Path) -> str:

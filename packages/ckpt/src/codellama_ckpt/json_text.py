@@ -68,6 +68,19 @@ def as_texts(value: object, where: str) -> dict[str, str]:
     return {key: as_text(item, f"{where}, {key!r}") for key, item in as_object(value, where).items()}
 
 
+def as_box(value: object, where: str, dimensions: int) -> tuple[tuple[int, int], ...]:
+    """`value` where a list of `[start, stop]` is expected, one for each dimension."""
+    box = []
+    for pair in as_list(value, where):
+        bounds = as_counts(pair, where)
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise CheckpointError(f"{where}: expected [start, stop], found {list(bounds)!s:.80}")
+        box.append((bounds[0], bounds[1]))
+    if len(box) != dimensions:
+        raise CheckpointError(f"{where}: {len(box)} dimensions, expected {dimensions}")
+    return tuple(box)
+
+
 class _DuplicateKeyError(ValueError):
     pass
 

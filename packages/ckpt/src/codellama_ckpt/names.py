@@ -32,6 +32,23 @@ _LAYER = {
 # Buffers that older releases of transformers saved beside the weights: they follow from the configuration.
 _EXTRAS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
+# What MindSpore's training saves beside the weights: optimizer moments by prefix, counters by name.
+_TRAINING_PREFIXES = ("adam_m.", "adam_v.", "accu_grads.", "moments.", "moment1.", "moment2.")
+_TRAINING_NAMES = frozenset(
+    (
+        "beta1_power",
+        "beta2_power",
+        "current_iterator_step",
+        "epoch_num",
+        "global_step",
+        "last_overflow_iterator_step",
+        "learning_rate",
+        "loss_scale",
+        "scale_sense",
+        "step_num",
+    )
+)
+
 _TOP_BACK = {mindformers: hugging_face for hugging_face, mindformers in _TOP.items()}
 _LAYER_BACK = {mindformers: hugging_face for hugging_face, mindformers in _LAYER.items()}
 _IN_LAYER = re.compile(r"(model\.layers\.(?:0|[1-9][0-9]*)\.)(.+)")
@@ -50,6 +67,11 @@ def to_hugging_face(ms_name: str) -> str:
 def is_known_extra(hf_name: str) -> bool:
     """Whether a tensor of a Hugging Face file is a known buffer that is no parameter and may be dropped."""
     return any(hf_name == extra or hf_name.endswith("." + extra) for extra in _EXTRAS)
+
+
+def is_training_extra(ms_name: str) -> bool:
+    """Whether a tensor of MindSpore's checkpoint belongs to the training, not to the network, and may be dropped."""
+    return ms_name in _TRAINING_NAMES or ms_name.startswith(_TRAINING_PREFIXES)
 
 
 def are_hugging_face(names: Iterable[str]) -> bool:

@@ -7,24 +7,26 @@ COMPLETE marker last, and renames. There is no waiting in here: who runs several
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
 import secrets
 import shutil
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from codellama_ckpt import json_text
 from codellama_ckpt.boxes import Box, Shape, box_of, extent, whole
-from codellama_ckpt.dtypes import BY_NAME, Array, dtype_named, flat_bytes
+from codellama_ckpt.dtypes import BY_NAME, Array, dtype_named
 from codellama_ckpt.errors import CheckpointError
-from codellama_ckpt.files import reported, sync_directory, write_file
+from codellama_ckpt.files import put_in_place, reported, write_file
 from codellama_ckpt.index import COMPLETE, INDEX, Index, SliceRecord, TensorRecord, merge, read_index
-from codellama_ckpt.safetensors_writer import TensorEntry, promised_array, write_safetensors
+from codellama_ckpt.safetensors_file import checksum
+from codellama_ckpt.safetensors_writer import TensorEntry, write_safetensors
 
 SAVE_KEY = "save"  # in the header of every part: the save that it belongs to
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -35,7 +37,7 @@ class LazyTensor(NamedTuple):
 
     dtype: str
     shape: Shape
-    load: Callable[[], Array]
+    load: Callable[[], Array | Iterator[Array]]
 
 
 class GlobalSlice(NamedTuple):
@@ -53,6 +55,7 @@ def save_sharded(
     directory: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
+    state: Mapping[str, object] | None = None,
     slices: Mapping[str, GlobalSlice] | None = None,
     writer: int = 0,
     writers: int = 1,
@@ -71,13 +74,16 @@ def save_sharded(
             types and shapes first: once for those and once to write. bfloat16 needs `LazyTensor` (bits as uint16).
         directory: to appear; its parent must exist.
         metadata: free text fields; writers may give different ones, but not different values of one.
+        state: of the run, as JSON takes it: step, data position, random state, loss scale. The same rule. Arrays of it
+            (optimizer moments) go into `tree`, under names made by `training_name`, and may be sliced like parameters.
         slices: for the names whose value is a part of the tensor, which part. A name not mentioned is whole.
         writer: which of the `writers` this is, from 0.
         writers: how many write this checkpoint.
         token: names this save (letters, digits, `_`, `-`; at most 64); the same for all writers of one save and
             different for any other. Required of several writers.
-        overwrite: replace a sharded checkpoint that is already there. It stays until the new one is whole; a process
-            killed between the two renames of the exchange leaves both as hidden directories beside `directory`.
+        overwrite: replace a sharded checkpoint that is already there. It stays until the new one is whole; then they
+            change places in one step. (On file systems that can not do that, in two renames: a process killed between
+            them leaves both as hidden directories beside `directory`.)
 
     Raises:
         CheckpointError: a contradiction in the arguments, something in the way at `directory`, a `load` that did not
@@ -99,7 +105,9 @@ def save_sharded(
     if part.with_suffix(".json").exists():
         raise CheckpointError(f"{part} is already written; each save needs a token of its own")
     try:
-        _write_part(part, entries, boxes, dict(metadata or {}), _save_name(directory, token))
+        _write_part(
+            part, entries, boxes, dict(metadata or {}), _json_state(state, directory), _save_name(directory, token)
+        )
     except BaseException:
         part.unlink(missing_ok=True)
         part.with_suffix(".json").unlink(missing_ok=True)
@@ -143,11 +151,16 @@ def finalize(directory: str | os.PathLike[str], writers: int, *, token: str, ove
                 if path not in parts:
                     path.unlink()
         write_file(temporary / INDEX, content)
-        write_file(temporary / COMPLETE, f"{zlib.crc32(content):08x}\n".encode())
-        _put_in_place(temporary, directory, token)
+        write_file(temporary / COMPLETE, f"{checksum(content)}\n".encode())
+        put_in_place(temporary, directory, token)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def abandon(directory: str | os.PathLike[str], *, token: str) -> None:
+    """Remove what the writers of a save wrote that will not be finalized; nothing where there is nothing."""
+    shutil.rmtree(_temporary(Path(directory), token), ignore_errors=True)
 
 
 def _entries(
@@ -185,26 +198,29 @@ def _entry(name: str, value: Value, directory: Path) -> TensorEntry:
     return TensorEntry(name, array.dtype.name, array.shape, value if callable(value) else lambda: array)
 
 
+def _json_state(state: Mapping[str, object] | None, directory: Path) -> dict[str, object]:
+    """The state as it will be read: tuples become lists, and what JSON can not hold is refused."""
+    try:
+        return json_text.parse(json.dumps(dict(state or {}), allow_nan=False).encode(), "state")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{directory}: the state can not be written as JSON: {error}") from None
+
+
 def _write_part(
-    part: Path, entries: list[TensorEntry], boxes: Mapping[str, tuple[Shape, Box]], metadata: dict[str, str], save: str
+    part: Path,
+    entries: list[TensorEntry],
+    boxes: Mapping[str, tuple[Shape, Box]],
+    metadata: dict[str, str],
+    state: dict[str, object],
+    save: str,
 ) -> None:
-    sums: dict[str, str] = {}
-
-    def summed(entry: TensorEntry) -> Callable[[], Array]:
-        def load() -> Array:
-            array = promised_array(entry, part)
-            sums[entry.name] = f"{zlib.crc32(flat_bytes(array)):08x}"
-            return array
-
-        return load
-
-    write_safetensors(part, [entry._replace(load=summed(entry)) for entry in entries], {SAVE_KEY: save})
+    sums = write_safetensors(part, entries, {SAVE_KEY: save})
     tensors = {}
     for entry in entries:
         shape, box = boxes[entry.name]
         size = math.prod(entry.shape) * dtype_named(entry.dtype).storage.itemsize
         tensors[entry.name] = TensorRecord(entry.dtype, shape, (SliceRecord(part.name, box, size, sums[entry.name]),))
-    index = Index(save, metadata, {part.name: part.stat().st_size}, tensors)
+    index = Index(save, metadata, state, {part.name: part.stat().st_size}, tensors)
     write_file(part.with_suffix(".json"), index.to_json())
 
 
@@ -221,24 +237,6 @@ def _require_free(directory: Path, overwrite: bool) -> None:
                 return
             raise CheckpointError(f"{directory} is a checkpoint already; it is only replaced on request (overwrite)")
     raise CheckpointError(f"{directory} exists and is no sharded checkpoint; move it away")
-
-
-def _put_in_place(temporary: Path, directory: Path, token: str) -> None:
-    retired = directory.parent / f".{directory.name}.{token}.old.tmp"
-    with reported(f"put {directory} in place"):
-        replaced = (directory / COMPLETE).is_file()
-        if replaced:
-            os.rename(directory, retired)  # noqa: PTH104
-        try:
-            os.rename(temporary, directory)  # noqa: PTH104
-        except OSError:
-            if replaced:
-                os.rename(retired, directory)  # noqa: PTH104
-            raise
-        sync_directory(directory.parent)
-    if replaced:
-        with reported(f"remove the checkpoint that {directory} replaced"):
-            shutil.rmtree(retired)
 
 
 def _temporary(directory: Path, token: str) -> Path:
