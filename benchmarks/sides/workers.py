@@ -10,9 +10,11 @@ from typing import Any
 class Worker:
     """One side. Its program prints one JSON line when it is ready, then one for each line on its stdin."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._read()
+    def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = self._read()
 
     def measure(self) -> dict[str, Any]:
         """Asks for one measurement and waits for it."""
@@ -40,3 +42,10 @@ def environment_python(name: str) -> str:
     subprocess.run(["hatch", "env", "create", name], check=False, capture_output=True)
     done = subprocess.run(["hatch", "env", "find", name], check=True, capture_output=True, text=True)
     return str(Path(done.stdout.strip()) / "bin" / "python")
+
+
+def existing_environment_python(name: str) -> str | None:
+    """The interpreter of one of the workspace's hatch environments, None where that has not been made."""
+    done = subprocess.run(["hatch", "env", "find", name], check=False, capture_output=True, text=True)
+    python = Path(done.stdout.strip()) / "bin" / "python"
+    return str(python) if done.returncode == 0 and python.is_file() else None

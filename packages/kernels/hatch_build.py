@@ -23,7 +23,27 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ("layer.cpp", "head.cpp", "about.cpp", "pool.cpp", "cpus.cpp", "dispatch.cpp")
+SOURCES = (
+    "layers.cpp",
+    "pass.cpp",
+    "product.cpp",
+    "head.cpp",
+    "gemm.cpp",
+    "gemm_dispatch.cpp",
+    "train_linear.cpp",
+    "train_elementwise.cpp",
+    "train_attention.cpp",
+    "train_head.cpp",
+    "train_documents.cpp",
+    "train_adamw.cpp",
+    "train_dispatch.cpp",
+    "about.cpp",
+    "pool.cpp",
+    "cpus.cpp",
+    "dispatch.cpp",
+)
+SET_SOURCES = ("isa.cpp", "gemm_fma.cpp", "train_isa.cpp")  # compiled for every instruction set
+AMX_SOURCE = "gemm_amx.cpp"
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -42,6 +62,7 @@ X86_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
 }
+AMX_FLAGS = (*X86_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16")  # GCC 11, Clang 12
 
 
 class CompileError(RuntimeError):
@@ -73,12 +94,17 @@ def compile_library(target: Path, compiler: str, extra: tuple[str, ...] = ()) ->
         CompileError: with the compiler's words.
     """
     sets = instruction_sets()
-    have = tuple(f"-DCODELLAMA_HAVE_{name.upper()}" for name in sets if name != "generic")
+    amx = "avx512" in sets and _accepts(compiler, AMX_FLAGS)
+    have = tuple(f"-DCODELLAMA_HAVE_{name.upper()}" for name in (*sets, *(["amx"] if amx else [])) if name != "generic")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         jobs = [(name, Path(folder) / f"{Path(name).stem}.o", have) for name in SOURCES]
         for name, flags in sets.items():
-            jobs.append(("isa.cpp", Path(folder) / f"isa_{name}.o", (*flags, f"-DCODELLAMA_ISA={name}")))
+            for source in SET_SOURCES:
+                target_file = Path(folder) / f"{Path(source).stem}_{name}.o"
+                jobs.append((source, target_file, (*flags, f"-DCODELLAMA_ISA={name}")))
+        if amx:
+            jobs.append((AMX_SOURCE, Path(folder) / "gemm_amx.o", AMX_FLAGS))
         with ThreadPoolExecutor(os.cpu_count()) as executor:
             list(
                 executor.map(
@@ -91,6 +117,12 @@ def compile_library(target: Path, compiler: str, extra: tuple[str, ...] = ()) ->
         library = Path(folder) / target.name
         _run([compiler, *extra, *(str(made) for _, made, _ in jobs), *LINK_FLAGS, "-o", str(library)])
         library.replace(target)
+
+
+def _accepts(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Whether the compiler knows the flags."""
+    command = [compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _run(command: list[str]) -> None:

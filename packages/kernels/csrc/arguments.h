@@ -31,11 +31,19 @@ class Arguments {
   }
   bool is(int index, const char* dtype) const { return std::strcmp(dtypes_[index], dtype) == 0; }
   bool is_real(int index) const { return is(index, "float32") || is(index, "float16"); }
+  // The scales of an int8 matrix belong to it, one for each group of a row.
+  bool are_scales(int index, int64_t rows, int64_t columns) const {
+    return is(index, "float16") && is_shape(index, rows, (columns + kGroup - 1) / kGroup);
+  }
   bool is_shape(int index, int64_t rows, int64_t columns) const {
     return ndims_[index] == 2 && shapes_[index][0] == rows && shapes_[index][1] == columns;
   }
-  Type type(int index) const { return is(index, "float16") ? Type::kFloat16 : Type::kFloat32; }
-  Matrix matrix(int index) const { return {data_[index], type(index), side(index, 0), side(index, 1)}; }
+  Type type(int index) const {
+    return is(index, "float16") ? Type::kFloat16 : is(index, "int8") ? Type::kInt8 : Type::kFloat32;
+  }
+  Matrix matrix(int index, const Half* scales) const {
+    return {data_[index], type(index), side(index, 0), side(index, 1), scales};
+  }
 
  private:
   int count_;

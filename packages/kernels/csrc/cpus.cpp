@@ -81,12 +81,24 @@ int cgroup_quota() {
   return least;
 }
 
+int number(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : 0;
+}
+
+// Processes of the same job on this machine, at least 1. A launcher that says how many sets LOCAL_WORLD_SIZE; msrun only
+// says how many there are on all machines, and binds processes to cores of their own where it is asked to.
+int local_ranks() {
+  int count = number("LOCAL_WORLD_SIZE");
+  if (count < 1 && !std::getenv("MSRUN_CPU_LIST")) count = number("MS_WORKER_NUM");
+  return count < 1 ? 1 : count;
+}
+
 }  // namespace
 
 int usable_threads() {
-  int count = 0;
-  if (const char* wanted = std::getenv("CODELLAMA_NUM_THREADS")) count = std::atoi(wanted);
-  if (count < 1) count = smaller(affinity(), cgroup_quota());
+  int count = number("CODELLAMA_NUM_THREADS");
+  if (count < 1) count = smaller(affinity(), cgroup_quota()) / local_ranks();
   if (count < 1) count = 1;
   return count < Pool::kMostThreads ? count : Pool::kMostThreads;
 }

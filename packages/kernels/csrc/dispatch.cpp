@@ -20,7 +20,7 @@ const Kernels* choose() {
   const char* wanted = std::getenv("CODELLAMA_KERNELS_ISA");
   const auto allowed = [&](const char* name) { return !wanted || !*wanted || std::strcmp(wanted, name) == 0; };
 #if defined(CODELLAMA_HAVE_AVX512)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if ((allowed("avx512") || allowed("amx")) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     return &kernels_avx512;
   }

@@ -2,11 +2,11 @@
 //
 // Shapes: B rows whose successor is wanted, T tokens, H hidden, V vocabulary.
 #include <cmath>
-#include <new>
 #include <vector>
 
-#include "arguments.h"
+#include "operator.h"
 #include "pool.h"
+#include "product.h"
 
 namespace codellama {
 namespace {
@@ -15,11 +15,10 @@ enum Argument {
   kX,       // [T, H]
   kLast,    // int32 [B], rows of x
   kNorm,    // [H]
-  kWeight,  // [V, H], float32 or float16
+  kWeight,  // [V, H], float32, float16 or int8
   kEps,     // [1]
-  kGreedy,  // int32 [B], written: the first of the largest logits
-  kLogits,  // [B, V], written
-  kArguments
+  kRest  // float16 [V, groups], the weight's scales where it is int8; then the results, which are written:
+         // greedy int32 [B], the first of the largest logits, and logits [B, V]
 };
 
 constexpr int64_t kStreamBytes = 64 << 10;
@@ -36,27 +35,31 @@ struct Best {
   }
 };
 
+int greedy_of(const Arguments& a) { return a.count() - 2; }
+int logits_of(const Arguments& a) { return a.count() - 1; }
+
 void run(const Arguments& a) {
   const Kernels& k = kernels();
   const int64_t batch = a.elements(kLast), hidden = a.side(kX, 1), vocabulary = a.side(kWeight, 0);
+  const bool many = batch >= kManyTokens;
   Pool& pool = Pool::instance();
   const std::lock_guard<std::mutex> lock(pool.mutex());
-  const int64_t thread_floats = (k.product_scratch() + 15) / 16 * 16;
-  float* thread_scratch = pool.scratch(thread_floats * pool.size() + batch * hidden);
-  float* normed = thread_scratch + thread_floats * pool.size();
+  const int64_t normed_floats = (batch * hidden + 15) / 16 * 16;
+  float* normed = pool.scratch(normed_floats + (many ? multiply_scratch(batch, vocabulary, hidden) : 0));
   for (int64_t row = 0; row < batch; ++row) {
     k.rms_norm(a.data<float>(kX) + a.data<int32_t>(kLast)[row] * hidden, a.data<float>(kNorm), *a.data<float>(kEps),
                hidden, normed + row * hidden);
   }
-  float* logits = a.data<float>(kLogits);
-  const Product product{normed, hidden, batch, a.matrix(kWeight), logits, vocabulary, nullptr, 0};
-  const int64_t bytes = hidden * (product.w.type == Type::kFloat16 ? 2 : 4);
-  const int64_t step = batch >= k.packed_tokens ? k.panel_rows : (kStreamBytes / bytes / 4 + 1) * 4;
+  float* logits = a.data<float>(logits_of(a));
+  const Matrix weight = a.matrix(kWeight, a.is(kWeight, "int8") ? a.data<Half>(kRest) : nullptr);
+  if (many) multiply(pool, {normed, hidden, batch, {weight}, logits, vocabulary, false}, normed + normed_floats);
+  const Product product{normed, hidden, batch, weight, logits, vocabulary, nullptr, 0};
+  const int64_t step = (kStreamBytes / weight.row_bytes() / 4 + 1) * 4;
   std::vector<Best> best(static_cast<size_t>(batch * pool.size()));
   pool.run([&](Member& member) {
     Best* mine = best.data() + member.rank() * batch;
     member.share(0, vocabulary, step, [&](int64_t begin, int64_t end) {
-      k.product(product, begin, end, thread_scratch + member.rank() * thread_floats);
+      if (!many) k.product(product, begin, end);
       for (int64_t row = 0; row < batch; ++row) {
         for (int64_t id = begin; id < end; ++id) mine[row].take(logits[row * vocabulary + id], id);
       }
@@ -68,13 +71,15 @@ void run(const Arguments& a) {
       const Best& part = best[static_cast<size_t>(member * batch + row)];
       whole.take(part.logit, part.id);
     }
-    a.data<int32_t>(kGreedy)[row] = static_cast<int32_t>(whole.id);
+    a.data<int32_t>(greedy_of(a))[row] = static_cast<int32_t>(whole.id);
   }
 }
 
 bool plausible(const Arguments& a) {
-  if (a.count() != kArguments || !a.is(kX, "float32") || !a.is(kLast, "int32") || !a.is(kNorm, "float32") ||
-      !a.is_real(kWeight) || !a.is(kEps, "float32") || !a.is(kGreedy, "int32") || !a.is(kLogits, "float32")) {
+  const bool quantized = a.count() == kRest + 3;
+  if ((a.count() != kRest + 2 && !quantized) || !a.is(kX, "float32") || !a.is(kLast, "int32") ||
+      !a.is(kNorm, "float32") || !a.is(kEps, "float32") || !a.is(greedy_of(a), "int32") ||
+      !a.is(logits_of(a), "float32") || (quantized ? !a.is(kWeight, "int8") : !a.is_real(kWeight))) {
     return false;
   }
   const int64_t batch = a.elements(kLast), hidden = a.side(kX, 1), vocabulary = a.side(kWeight, 0);
@@ -83,22 +88,15 @@ bool plausible(const Arguments& a) {
     if (last < 0 || last >= a.side(kX, 0)) return false;
   }
   return hidden > 0 && vocabulary > 0 && a.is_shape(kX, a.side(kX, 0), hidden) && a.elements(kNorm) == hidden &&
-         a.is_shape(kWeight, vocabulary, hidden) && a.elements(kEps) == 1 && a.elements(kGreedy) == batch &&
-         a.elements(kLogits) == batch * vocabulary;
+         a.is_shape(kWeight, vocabulary, hidden) && a.elements(kEps) == 1 && a.elements(greedy_of(a)) == batch &&
+         a.elements(logits_of(a)) == batch * vocabulary && (!quantized || a.are_scales(kRest, vocabulary, hidden));
 }
 
 }  // namespace
 }  // namespace codellama
 
-CODELLAMA_EXPORT int codellama_cached_head(int count, void** data, int* ndims, int64_t** shapes, const char** dtypes,
-                                           void*, void*) {
-  using namespace codellama;
-  const Arguments arguments(count, data, ndims, shapes, dtypes);
-  if (!plausible(arguments)) return kWrongArguments;
-  try {
-    run(arguments);
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
-  }
-  return kDone;
+using namespace codellama;
+
+CODELLAMA_OPERATOR(codellama_cached_head) {
+  return serve(plausible(a), [&] { run(a); });
 }

@@ -1,8 +1,7 @@
 // The arithmetic, compiled once per instruction set (CODELLAMA_ISA names the table).
 //
-// Products take one of two ways. A few tokens (decoding) stream the weight's rows past the tokens: every weight is read
-// once, in order, and memory is the limit. Many tokens (prompts) pack a panel of the weight, widened and transposed,
-// into scratch that stays in the caches, and run a register-tiled outer product over it: arithmetic is the limit.
+// Products of a few tokens (decoding) stream the weight's rows past the tokens: every weight is read once, in order, and
+// memory is the limit. Products of many (prompts) are in gemm.cpp.
 #include <cmath>
 
 #include "simd.h"
@@ -11,6 +10,7 @@ namespace {
 
 using codellama::Attend;
 using codellama::Half;
+using codellama::kGroup;
 using codellama::kKeyTile;
 using codellama::kQueryRows;
 using codellama::Matrix;
@@ -23,83 +23,106 @@ constexpr int kTileRows = 8, kTileVectors = 3;  // of 32 registers
 #else
 constexpr int kTileRows = 6, kTileVectors = 2;  // of 16
 #endif
-constexpr int64_t kPanelColumns = kTileVectors * kLanes;
-constexpr int64_t kPanelDepth = 256;   // a panel of 256 x 48 floats is 48 KiB, near the processor whatever its caches
-constexpr int64_t kPackedTokens = kTileRows == 8 ? 24 : 16;  // from so many tokens on, packing pays
-constexpr int64_t kAhead = 2048;       // bytes to prefetch ahead of a streamed weight
+constexpr int64_t kPackedRows = kTileRows == 8 ? 24 : 16;  // from so many query rows on, packing the keys pays
+constexpr int64_t kAhead = 2048;  // bytes to prefetch ahead of a streamed weight
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // ---- a few tokens ------------------------------------------------------------------------------------------------
 
-// Rows x Tokens dot products at once; Parts accumulators each, so that additions do not wait for one another.
-template <int Rows, int Tokens, int Parts, class W>
-inline void dot_tile(const Product& p, const W* w, int64_t depth, const float* x, float* out, const float* add) {
-  Vec sums[Rows][Tokens][Parts] = {};
+// A weight's rows, read as float32.
+template <class W>
+struct Rows {
+  static constexpr bool kScaled = sizeof(W) == 1;
+
+  explicit Rows(const Matrix& w) : data(static_cast<const W*>(w.data)), columns(w.columns), groups(w.groups()), scales(w.scales) {}
+
+  const W* at(int64_t row, int64_t column) const { return data + row * columns + column; }
+  // The factor of the group that holds the column.
+  Vec scale(int64_t row, int64_t column) const {
+    return kScaled ? splat(to_float(scales[row * groups + column / kGroup])) : Vec{};
+  }
+  static Vec scaled(Vec vector, Vec scale) { return kScaled ? vector * scale : vector; }
+  // `count` columns of one group, zeros behind.
+  Vec part(int64_t row, int64_t column, int64_t count) const {
+    const W* from = at(row, column);
+    return scaled(count == kLanes ? load(from) : load_part(from, count), scale(row, column));
+  }
+
+  const W* data;
+  int64_t columns, groups;
+  const Half* scales;
+};
+
+// Count x Tokens dot products at once; Parts accumulators each, so that additions do not wait for one another.
+template <int Count, int Tokens, int Parts, class W>
+inline void dot_tile(const Product& p, const Rows<W>& w, int64_t row, const float* x, float* out, const float* add) {
+  Vec sums[Count][Tokens][Parts] = {};
   int64_t k = 0;
-  for (; k + Parts * kLanes <= depth; k += Parts * kLanes) {
+  for (; k + kGroup <= w.columns; k += kGroup) {
+    Vec scales[Count];
 #pragma GCC unroll 4
-    for (int part = 0; part < Parts; ++part) {
-      const int64_t at = k + part * kLanes;
-      Vec weights[Rows];
+    for (int i = 0; i < Count; ++i) scales[i] = w.scale(row + i, k);
 #pragma GCC unroll 4
-      for (int row = 0; row < Rows; ++row) {
-        const W* from = w + row * depth + at;
-        if (part * kLanes * sizeof(W) % 64 == 0) {
+    for (int vector = 0; vector < kGroup / kLanes; ++vector) {
+      const int64_t at = k + vector * kLanes;
+      Vec weights[Count];
+#pragma GCC unroll 4
+      for (int i = 0; i < Count; ++i) {
+        const W* from = w.at(row + i, at);
+        if (vector * kLanes * sizeof(W) % 64 == 0) {
           __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead);
         }
-        weights[row] = load(from);
+        weights[i] = w.scaled(load(from), scales[i]);
       }
 #pragma GCC unroll 4
       for (int token = 0; token < Tokens; ++token) {
         const Vec here = load(x + token * p.ldx + at);
 #pragma GCC unroll 4
-        for (int row = 0; row < Rows; ++row) sums[row][token][part] += weights[row] * here;
+        for (int i = 0; i < Count; ++i) sums[i][token][vector % Parts] += weights[i] * here;
       }
     }
   }
-  for (; k < depth; k += kLanes) {
-    const int64_t count = least(kLanes, depth - k);
+  for (; k < w.columns; k += kLanes) {
+    const int64_t count = least(kLanes, w.columns - k);
 #pragma GCC unroll 4
     for (int token = 0; token < Tokens; ++token) {
       const Vec here = load_part(x + token * p.ldx + k, count);
 #pragma GCC unroll 4
-      for (int row = 0; row < Rows; ++row) sums[row][token][0] += load_part(w + row * depth + k, count) * here;
+      for (int i = 0; i < Count; ++i) sums[i][token][0] += w.part(row + i, k, count) * here;
     }
   }
 #pragma GCC unroll 4
   for (int token = 0; token < Tokens; ++token) {
 #pragma GCC unroll 4
-    for (int row = 0; row < Rows; ++row) {
+    for (int i = 0; i < Count; ++i) {
 #pragma GCC unroll 4
-      for (int part = 1; part < Parts; ++part) sums[row][token][0] += sums[row][token][part];
-      const float dot = sum(sums[row][token][0]);
-      out[token * p.ldo + row] = add ? dot + add[token * p.ldadd + row] : dot;
+      for (int part = 1; part < Parts; ++part) sums[i][token][0] += sums[i][token][part];
+      const float dot = sum(sums[i][token][0]);
+      out[token * p.ldo + i] = add ? dot + add[token * p.ldadd + i] : dot;
     }
   }
 }
 
-template <int Rows, class W>
-inline void dot_rows(const Product& p, int64_t row) {
-  const int64_t depth = p.w.columns;
-  const W* w = static_cast<const W*>(p.w.data) + row * depth;
+template <int Count, class W>
+inline void dot_rows(const Product& p, const Rows<W>& w, int64_t row) {
   for (int64_t token = 0; token < p.tokens; token += 4) {
     const float* x = p.x + token * p.ldx;
     float* out = p.out + token * p.ldo + row;
     const float* add = p.add ? p.add + token * p.ldadd + row : nullptr;
     switch (least(4, p.tokens - token)) {
       case 1:
-        dot_tile<Rows, 1, Rows == 1 ? 4 : 2>(p, w, depth, x, out, add);
+        dot_tile<Count, 1, Count == 1 ? 4 : 2>(p, w, row, x, out, add);
         break;
       case 2:
-        dot_tile<Rows, 2, Rows == 4 ? 1 : 2>(p, w, depth, x, out, add);
+        dot_tile<Count, 2, Count == 4 ? 1 : 2>(p, w, row, x, out, add);
         break;
       case 3:
-        dot_tile<Rows, 3, 1>(p, w, depth, x, out, add);
+        dot_tile<Count, 3, 1>(p, w, row, x, out, add);
         break;
       default:
-        dot_tile<Rows, 4, 1>(p, w, depth, x, out, add);
+        dot_tile<Count, 4, 1>(p, w, row, x, out, add);
     }
   }
 }
@@ -111,16 +134,17 @@ constexpr int kSharingRows = kTileRows == 8 ? 4 : 2;
 
 template <class W>
 void dots(const Product& p, int64_t begin, int64_t end) {
+  const Rows<W> w(p.w);
   int64_t row = begin;
   if (p.tokens == 1) {
-    for (; row + kStreams <= end; row += kStreams) dot_rows<kStreams, W>(p, row);
+    for (; row + kStreams <= end; row += kStreams) dot_rows<kStreams, W>(p, w, row);
   } else {
-    for (; row + kSharingRows <= end; row += kSharingRows) dot_rows<kSharingRows, W>(p, row);
+    for (; row + kSharingRows <= end; row += kSharingRows) dot_rows<kSharingRows, W>(p, w, row);
   }
-  for (; row < end; ++row) dot_rows<1, W>(p, row);
+  for (; row < end; ++row) dot_rows<1, W>(p, w, row);
 }
 
-// ---- many tokens -------------------------------------------------------------------------------------------------
+// ---- many query rows -------------------------------------------------------------------------------------------------
 
 // c [Rows, Vectors * kLanes] = a [Rows, depth] times b [depth, Vectors * kLanes], plus `add` where given.
 template <int Rows, int Vectors>
@@ -196,70 +220,57 @@ void outer(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t
   }
 }
 
-// panel [depth, ld] = w [columns, depth] transposed and widened; columns rounded up to whole vectors with zeros.
+// panel [depth, ld]: rows and columns from (row, column) on, transposed and widened; `count` rows rounded up to whole
+// vectors with zeros.
 template <class W>
-void pack(const W* w, int64_t ldw, int64_t columns, int64_t depth, float* panel, int64_t ld) {
-  for (int64_t column = 0; column < columns; column += kLanes) {
-    const int64_t rows = least(kLanes, columns - column);
+void pack(const Rows<W>& w, int64_t row, int64_t count, int64_t column, int64_t depth, float* panel, int64_t ld) {
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int64_t rows = least(kLanes, count - first);
     for (int64_t k = 0; k < depth; k += kLanes) {
-      const int64_t count = least(kLanes, depth - k);
+      const int64_t deep = least(kLanes, depth - k);
       Vec square[kLanes];
 #pragma GCC unroll 16
-      for (int row = 0; row < kLanes; ++row) {
-        const W* from = w + (column + row) * ldw + k;
-        square[row] = row >= rows ? Vec{} : count == kLanes ? load(from) : load_part(from, count);
-      }
+      for (int i = 0; i < kLanes; ++i) square[i] = i < rows ? w.part(row + first + i, column + k, deep) : Vec{};
       transpose(square);
-      if (count == kLanes) {
+      if (deep == kLanes) {
 #pragma GCC unroll 16
-        for (int row = 0; row < kLanes; ++row) store(panel + (k + row) * ld + column, square[row]);
+        for (int i = 0; i < kLanes; ++i) store(panel + (k + i) * ld + first, square[i]);
       } else {
-        for (int row = 0; row < count; ++row) store(panel + (k + row) * ld + column, square[row]);
+        for (int i = 0; i < deep; ++i) store(panel + (k + i) * ld + first, square[i]);
       }
     }
+  }
+}
+
+void product(const Product& p, int64_t begin, int64_t end) {
+  switch (p.w.type) {
+    case Type::kFloat32:
+      return dots<float>(p, begin, end);
+    case Type::kFloat16:
+      return dots<Half>(p, begin, end);
+    case Type::kInt8:
+      return dots<int8_t>(p, begin, end);
   }
 }
 
 template <class W>
-void packed(const Product& p, int64_t begin, int64_t end, float* scratch) {
-  const int64_t depth = p.w.columns;
-  const W* w = static_cast<const W*>(p.w.data);
-  float* panel = scratch;
-  float* edge = scratch + kPanelDepth * kPanelColumns;  // a tile whose columns end before the panel's
-  for (int64_t column = begin; column < end; column += kPanelColumns) {
-    const int64_t columns = least(kPanelColumns, end - column);
-    for (int64_t k = 0; k < depth; k += kPanelDepth) {
-      const int64_t deep = least(kPanelDepth, depth - k);
-      pack(w + column * depth + k, depth, columns, deep, panel, kPanelColumns);
-      const float* add = k ? p.out + column : p.add ? p.add + column : nullptr;
-      const int64_t ldadd = k ? p.ldo : p.ldadd;
-      if (columns == kPanelColumns) {
-        outer_panel<kTileVectors>(p.tokens, deep, p.x + k, p.ldx, panel, kPanelColumns, p.out + column, p.ldo, add,
-                                  ldadd);
-        continue;
-      }
-      for (int64_t token = 0; token < p.tokens; token += kTileRows) {
-        const int64_t rows = least(kTileRows, p.tokens - token);
-        outer_panel<kTileVectors>(rows, deep, p.x + token * p.ldx + k, p.ldx, panel, kPanelColumns, edge,
-                                  kPanelColumns, nullptr, 0);
-        for (int64_t row = 0; row < rows; ++row) {
-          float* out = p.out + (token + row) * p.ldo + column;
-          const float* more = add ? add + (token + row) * ldadd : nullptr;
-          for (int64_t i = 0; i < columns; ++i) out[i] = edge[row * kPanelColumns + i] + (more ? more[i] : 0.0f);
-        }
-      }
-    }
+void widen_typed(const Matrix& weight, int64_t begin, int64_t end, float* to) {
+  const Rows<W> w(weight);
+  for (int64_t row = begin; row < end; ++row, to += w.columns) {
+    int64_t k = 0;
+    for (; k + kLanes <= w.columns; k += kLanes) store(to + k, w.part(row, k, kLanes));
+    if (k < w.columns) store_part(to + k, w.part(row, k, w.columns - k), w.columns - k);
   }
 }
 
-int64_t product_scratch() { return kPanelDepth * kPanelColumns + kTileRows * kPanelColumns; }
-
-void product(const Product& p, int64_t begin, int64_t end, float* scratch) {
-  const bool half = p.w.type == Type::kFloat16;
-  if (p.tokens < kPackedTokens) {
-    half ? dots<Half>(p, begin, end) : dots<float>(p, begin, end);
-  } else {
-    half ? packed<Half>(p, begin, end, scratch) : packed<float>(p, begin, end, scratch);
+void widen(const Matrix& weight, int64_t begin, int64_t end, float* to) {
+  switch (weight.type) {
+    case Type::kFloat32:
+      return widen_typed<float>(weight, begin, end, to);
+    case Type::kFloat16:
+      return widen_typed<Half>(weight, begin, end, to);
+    case Type::kInt8:
+      return widen_typed<int8_t>(weight, begin, end, to);
   }
 }
 
@@ -300,11 +311,11 @@ void attend_typed(const Attend& a, float* scratch) {
     const int64_t count_padded = round_up(count, kLanes);
     const C* keys = static_cast<const C*>(a.keys) + first * width;
     const C* values = static_cast<const C*>(a.values) + first * width;
-    if (rows < kPackedTokens) {
-      const Matrix matrix{keys, sizeof(C) == 2 ? Type::kFloat16 : Type::kFloat32, count, width};
+    const Matrix matrix{keys, sizeof(C) == 2 ? Type::kFloat16 : Type::kFloat32, count, width, nullptr};
+    if (rows < kPackedRows) {
       dots<C>(Product{query, width, rows, matrix, scores, tile, nullptr, 0}, 0, count);
     } else {
-      pack(keys, width, count, width, panel, tile);
+      pack(Rows<C>(matrix), 0, count, 0, width, panel, tile);
       outer(rows, count, width, query, width, panel, tile, scores, tile, nullptr, 0);
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -428,8 +439,7 @@ namespace codellama {
 
 extern const Kernels CODELLAMA_JOIN(kernels_, CODELLAMA_ISA);
 const Kernels CODELLAMA_JOIN(kernels_, CODELLAMA_ISA) = {
-    CODELLAMA_TEXT(CODELLAMA_ISA), kPackedTokens, kPanelColumns, product_scratch, attend_scratch, rms_norm, rotate, append, swiglu,
-    product, attend, merge,
+    CODELLAMA_TEXT(CODELLAMA_ISA), attend_scratch, rms_norm, rotate, append, swiglu, widen, product, attend, merge,
 };
 
 }  // namespace codellama

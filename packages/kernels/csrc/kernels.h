@@ -12,14 +12,22 @@ struct Half {  // IEEE binary16
   uint16_t bits;
 };
 
-enum class Type { kFloat32, kFloat16 };
+enum class Type { kFloat32, kFloat16, kInt8 };
 
-// A matrix [rows, columns] without gaps, of either type.
+inline int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kFloat16 ? 2 : 1; }
+
+constexpr int64_t kGroup = 64;  // neighbours in a row of an int8 matrix that share a scale; a row's last may be fewer
+
+// A matrix [rows, columns] without gaps. Of int8, an element is its whole number times its group's scale.
 struct Matrix {
   const void* data;
   Type type;
   int64_t rows;
   int64_t columns;
+  const Half* scales;  // [rows, groups()]; int8 only
+
+  int64_t groups() const { return (columns + kGroup - 1) / kGroup; }
+  int64_t row_bytes() const { return columns * bytes_of(type) + (type == Type::kInt8 ? groups() * 2 : 0); }
 };
 
 // out[t, r] = dot(x[t], w[r]) (+ add[t, r] where `add` is given), for tokens t and rows r of the weight.
@@ -65,11 +73,8 @@ constexpr int64_t kKeyTile = 96;    // positions whose scores exist at a time
 
 struct Kernels {
   const char* name;
-  int64_t packed_tokens;  // from so many tokens on, products pack panels of the weight
-  int64_t panel_rows;     // rows of the weight that one panel holds; such products are best cut at its multiples
 
-  // Floats of scratch that a thread needs for products, and for attention to heads of this width.
-  int64_t (*product_scratch)();
+  // Floats of scratch that attention to heads of this width needs.
   int64_t (*attend_scratch)(int64_t width);
 
   // x [n] / sqrt(mean(x^2) + eps) * weight -> out
@@ -80,8 +85,10 @@ struct Kernels {
   void (*append)(const float* from, void* to, Type type, int64_t n);
   // gate = silu(gate) * up
   void (*swiglu)(float* gate, const float* up, int64_t n);
-  // Rows begin..end of the weight, all tokens.
-  void (*product)(const Product& product, int64_t begin, int64_t end, float* scratch);
+  // Rows begin..end of the weight to floats without gaps.
+  void (*widen)(const Matrix& weight, int64_t begin, int64_t end, float* to);
+  // Rows begin..end of the weight, all tokens: a few, past which the weight is streamed once.
+  void (*product)(const Product& product, int64_t begin, int64_t end);
   void (*attend)(const Attend& attend, float* scratch);
   // Folds `count` spans of one query row, as `attend` left them in neighbouring slots, into out [D].
   void (*merge)(const float* mixed, const float* largest, const float* total, int64_t count, int64_t width, float* out);

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -17,7 +18,7 @@ namespace {
 // at every look, so that a team with fewer cores than members (or with a neighbour) still gets on.
 constexpr int kSpins = 500;
 // Between jobs: operators of one graph follow within microseconds, graphs within a millisecond.
-constexpr auto kAwake = std::chrono::microseconds(200);
+constexpr auto kAwake = std::chrono::microseconds(1000);
 
 std::atomic<Pool*> current{nullptr};
 
@@ -29,11 +30,10 @@ inline void relax() {
 #endif
 }
 
-template <class Ready>
-void spin_until(Ready&& ready) {
-  for (int spin = 0; !ready(); ++spin) {
-    spin < kSpins ? relax() : static_cast<void>(sched_yield());
-  }
+double seconds(clockid_t clock) {
+  timespec time;
+  clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 // The child has none of the threads and perhaps a held mutex: it leaves that pool alone and makes a new one.
@@ -79,15 +79,26 @@ void Pool::start(Job job, void* data) {
   for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
   job_ = job;
   data_ = data;
-  if (running_ > 1) {
+  if (running_ == 1) return lead(1);
+  const double start = seconds(CLOCK_MONOTONIC), busy = seconds(CLOCK_THREAD_CPUTIME_ID);
+  stalled_ = 0.0;
+  if (!governor_.alone()) {
     jobs_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       { std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
     }
   }
-  Member member(*this, 0, running_);
-  job(data, member);
+  lead(governor_.alone() ? 1 : running_);
+  const double end = seconds(CLOCK_MONOTONIC), took = end - start;
+  int64_t done = 0;
+  for (const Counter& counter : counters_) done += counter.next.load(std::memory_order_relaxed);
+  governor_.ended(end, took, stalled_ + took - (seconds(CLOCK_THREAD_CPUTIME_ID) - busy), done);
+}
+
+void Pool::lead(int size) {
+  Member member(*this, 0, size);
+  job_(data_, member);
   member.barrier();
 }
 
@@ -127,7 +138,14 @@ void Member::barrier() {
     pool_.round_.store(round + 1, std::memory_order_release);
     return;
   }
-  spin_until([&] { return pool_.round_.load(std::memory_order_acquire) != round; });
+  const auto released = [&] { return pool_.round_.load(std::memory_order_acquire) != round; };
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (released()) return;
+    relax();
+  }
+  const double start = rank_ == 0 ? seconds(CLOCK_MONOTONIC) : 0.0;
+  while (!released()) sched_yield();
+  if (rank_ == 0) pool_.stalled_ += seconds(CLOCK_MONOTONIC) - start;
 }
 
 }  // namespace codellama

@@ -1,7 +1,8 @@
 // One team of threads per process, shared by every operator.
 //
 // The calling thread is member 0, so a team of one starts no threads. Between jobs the others spin for a moment, then
-// sleep. Jobs run one after another: a second caller waits for the first. A forked child starts a team of its own.
+// sleep. Jobs run one after another: a second caller waits for the first. A forked child starts a team of its own. Where
+// other processes take its cores, the caller may do a job alone (governor.h).
 #pragma once
 
 #include <atomic>
@@ -10,6 +11,8 @@
 #include <cstdint>
 #include <mutex>
 #include <type_traits>
+
+#include "governor.h"
 
 namespace codellama {
 
@@ -67,6 +70,7 @@ class Pool {
 
   explicit Pool(int size);
   void start(Job job, void* data);
+  void lead(int size);
   void work(int rank);
   void wait_for_job(uint32_t seen);
 
@@ -85,6 +89,8 @@ class Pool {
   void* data_ = nullptr;
   float* scratch_ = nullptr;
   int64_t scratch_floats_ = 0;
+  Governor governor_;
+  double stalled_ = 0.0;  // seconds that member 0 has waited in vain in this job
 };
 
 template <class Body>
@@ -97,7 +103,8 @@ void Member::share(int phase, int64_t count, int64_t step, Body&& body) {
   }
 }
 
-// Threads that this process may use: CODELLAMA_NUM_THREADS, or the smaller of its affinity and its cgroup's quota.
+// Threads that this process may use: CODELLAMA_NUM_THREADS, or its share of the smaller of its affinity and its cgroup's
+// quota.
 int usable_threads();
 
 }  // namespace codellama

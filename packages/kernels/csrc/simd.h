@@ -38,6 +38,7 @@ inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
 inline float to_float(float value) { return value; }
+inline float to_float(int8_t value) { return value; }
 
 inline float to_float(Half value) {
 #if defined(__F16C__)
@@ -100,6 +101,25 @@ inline Vec load(const Half* from) {
 #else
   Vec result;
   for (int lane = 0; lane < kLanes; ++lane) result[lane] = to_float(from[lane]);
+  return result;
+#endif
+}
+
+inline Vec load(const int8_t* from) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return __builtin_convertvector((IntVec)_mm512_maskz_cvtepi8_epi32(0xffff, bytes), Vec);
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return __builtin_convertvector((IntVec)_mm256_cvtepi8_epi32(bytes), Vec);
+#elif defined(__aarch64__)
+  int32_t bytes;
+  std::memcpy(&bytes, from, 4);
+  const int16x8_t halves = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+  return (Vec)vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves)));
+#else
+  Vec result;
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = static_cast<float>(from[lane]);
   return result;
 #endif
 }

@@ -29,19 +29,25 @@ def call(function: str, *arrays: NDArray) -> int:
     )
 
 
-def layer(x, positions, cos, sin, keys, values, weights, eps=EPS):
-    """The output of `cached_layer`; keys and values are changed in place."""
+def layer(x, positions, cos, sin, keys, values, weights, eps=EPS, scales=()):
+    """The output of `cached_layers` with one layer; keys and values are changed in place."""
+    return layers(x, positions, cos, sin, [(keys, values, weights, scales)], eps)
+
+
+def layers(x, positions, cos, sin, of_each, eps=EPS):
+    """The output of `cached_layers`; of_each: (keys, values, weights, scales in the order of the matrices)."""
     out = np.full_like(x, np.nan)
-    ordered = [weights[name] for name in oracle.ORDER]
-    eps_array = np.array([eps], np.float32)
-    status = call("codellama_cached_layer", x, positions, cos, sin, keys, values, *ordered, eps_array, out)
-    assert status == 0
+    arguments = [x, positions, cos, sin, np.array([eps], np.float32)]
+    for keys, values, weights, scales in of_each:
+        arguments += [*(weights[name] for name in oracle.ORDER), keys, values, *scales]
+    assert call("codellama_cached_layers", *arguments, out) == 0
     return out
 
 
-def head(x, last, norm, weight, eps=EPS):
+def head(x, last, norm, weight, eps=EPS, scales=()):
     """(greedy, logits) of `cached_head`."""
     greedy = np.full(len(last), -1, np.int32)
     logits = np.full((len(last), len(weight)), np.nan, np.float32)
-    assert call("codellama_cached_head", x, last, norm, weight, np.array([eps], np.float32), greedy, logits) == 0
+    arguments = (x, last, norm, weight, np.array([eps], np.float32), *scales, greedy, logits)
+    assert call("codellama_cached_head", *arguments) == 0
     return greedy, logits

@@ -17,7 +17,7 @@
 #include <vector>
 
 using Operator = int(int, void**, int*, int64_t**, const char**, void*, void*);
-extern "C" Operator codellama_cached_layer, codellama_cached_head;
+extern "C" Operator codellama_cached_layers, codellama_cached_head;
 extern "C" const char* codellama_isa();
 extern "C" int codellama_threads();
 
@@ -29,7 +29,8 @@ struct Array {
   std::shared_ptr<char[]> bytes;
 
   Array(std::vector<int64_t> sides, const char* dtype) : shape(std::move(sides)), type(dtype) {
-    bytes.reset(new char[static_cast<size_t>(size()) * (std::string(type) == "float16" ? 2 : 4)]());
+    const std::string name(type);
+    bytes.reset(new char[static_cast<size_t>(size()) * (name == "int8" ? 1 : name == "float16" ? 2 : 4)]());
   }
   int64_t size() const {
     int64_t product = 1;
@@ -47,11 +48,20 @@ Array random(std::mt19937& generator, std::vector<int64_t> shape, const char* ty
   for (int64_t i = 0; i < array.size(); ++i) {
     if (std::string(type) == "float32") {
       array.floats()[i] = draw(generator);
+    } else if (std::string(type) == "int8") {
+      array.bytes.get()[i] = static_cast<char>(generator());
     } else {  // sign, and an exponent below that of 0.5
       const uint32_t bits = static_cast<uint32_t>(generator());
       reinterpret_cast<uint16_t*>(array.bytes.get())[i] = static_cast<uint16_t>((bits & 0x83ffu) | (bits >> 16 & 7u) << 11);
     }
   }
+  return array;
+}
+
+// Of an int8 matrix: small ones, so that a weight is about 0.1.
+Array scales(const Array& matrix) {
+  Array array({matrix.shape[0], (matrix.shape[1] + 63) / 64}, "float16");
+  for (int64_t i = 0; i < array.size(); ++i) reinterpret_cast<uint16_t*>(array.bytes.get())[i] = 0x1400;  // 2^-10
   return array;
 }
 
@@ -106,11 +116,15 @@ void check(const Case& c) {
   const auto run = [&](const Array& tokens, int64_t first, const Array& keys, const Array& values) {
     Array positions({1, tokens.shape[0]}, "int32"), out(tokens.shape, "float32");
     for (int64_t i = 0; i < tokens.shape[0]; ++i) positions.ints()[i] = static_cast<int32_t>(c.start + first + i);
-    std::vector<Array> arguments = {tokens, positions, cosine, sine, keys, values};
+    std::vector<Array> arguments = {tokens, positions, cosine, sine, eps};
     arguments.insert(arguments.end(), weights.begin(), weights.end());
-    arguments.push_back(eps);
+    arguments.push_back(keys);
+    arguments.push_back(values);
+    for (const Array& weight : weights) {
+      if (std::string(weight.type) == "int8") arguments.push_back(scales(weight));
+    }
     arguments.push_back(out);
-    call(codellama_cached_layer, arguments);
+    call(codellama_cached_layers, arguments);
     return out;
   };
   const auto caches = [&] { return Array({c.kv_heads * cached, c.width}, c.cache); };
@@ -126,14 +140,18 @@ void check(const Case& c) {
   const int64_t vocabulary = 1003;
   Array last({2}, "int32"), greedy({2}, "int32"), logits({2, vocabulary}, "float32");
   last.ints()[1] = static_cast<int32_t>(c.length - 1);
-  call(codellama_cached_head,
-       {whole, last, random(generator, {c.hidden}), random(generator, {vocabulary, c.hidden}, c.weight), eps, greedy, logits});
+  const Array head = random(generator, {vocabulary, c.hidden}, c.weight);
+  std::vector<Array> arguments = {whole, last, random(generator, {c.hidden}), head, eps};
+  if (std::string(c.weight) == "int8") arguments.push_back(scales(head));
+  arguments.push_back(greedy);
+  arguments.push_back(logits);
+  call(codellama_cached_head, arguments);
 }
 
 const Case kCases[] = {
     {4, 2, 6, 17, 33, 5, 0, "float32", "float32"},    {6, 2, 16, 48, 80, 40, 250, "float32", "float32"},
     {3, 3, 10, 21, 19, 37, 3, "float16", "float16"},  {9, 3, 64, 100, 60, 20, 520, "float16", "float32"},
-    {8, 1, 18, 64, 300, 100, 0, "float32", "float16"},
+    {8, 1, 18, 64, 300, 100, 0, "float32", "float16"},  {4, 2, 16, 70, 130, 30, 240, "int8", "float16"},
 };
 
 void check_all() {

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 ORDER = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3")
+MATRICES = tuple(name for name in ORDER if "norm" not in name)
+GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,22 @@ class Sizes:
             scale = 1.0 if len(shape) == 1 else shape[1] ** -0.5
             drawn[name] = (scale * generator.standard_normal(shape)).astype(np.float32)
         return drawn
+
+
+def quantized(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """weight [out, in] as whole numbers and the scales [out, groups] of their groups."""
+    rows, columns = weight.shape
+    groups = -(-columns // GROUP)
+    padded = np.zeros((rows, groups * GROUP))
+    padded[:, :columns] = weight
+    padded = padded.reshape(rows, groups, GROUP)
+    scales = (np.abs(padded).max(-1) / 127).astype(np.float16)
+    numbers = np.clip(np.rint(padded / np.maximum(scales[..., None], 1e-8)), -127, 127).astype(np.int8)
+    return np.ascontiguousarray(numbers.reshape(rows, -1)[:, :columns]), scales
+
+
+def dequantized(numbers: NDArray[np.int8], scales: NDArray[np.float16]) -> Array:
+    return numbers * scales.astype(np.float64).repeat(GROUP, axis=1)[:, : numbers.shape[1]]
 
 
 def rotary(positions: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -26,7 +26,7 @@ class Layer(nn.Cell):
 
     def __init__(self, weights, steps: int = 1, cache=ms.float32) -> None:
         super().__init__()
-        self.layer = operations()["cached_layer"]
+        self.layer = operations()["cached_layers"]
         cos, sin = oracle.rotary(CACHED - 1, SIZES.width)
         self.cos, self.sin = Tensor(cos), Tensor(sin)
         empty = np.full((SIZES.kv_heads * CACHED, SIZES.width), np.nan, np.float32)
@@ -46,9 +46,7 @@ class Layer(nn.Cell):
                 positions[:, step : step + 1],
                 self.cos,
                 self.sin,
-                self.keys,
-                self.values,
-                *self.weights,
+                (*self.weights, self.keys, self.values),
                 self.eps,
             )
             outputs += (earlier,)

@@ -18,7 +18,7 @@ WELL_CONDITIONED = 0.1  # eps under which the norm of a vector near zero does no
     batch=st.integers(1, 20),
     hidden=st.integers(1, 300),
     vocabulary=st.integers(1, 3000),
-    kind=st.sampled_from([np.float32, np.float16]),
+    kind=st.sampled_from([np.float32, np.float16, np.int8]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_shape(tokens: int, batch: int, hidden: int, vocabulary: int, kind: type, seed: int) -> None:
@@ -26,9 +26,15 @@ def test_any_shape(tokens: int, batch: int, hidden: int, vocabulary: int, kind: 
     x = generator.standard_normal((tokens, hidden)).astype(np.float32)
     last = generator.integers(0, tokens, batch).astype(np.int32)
     norm = generator.standard_normal(hidden).astype(np.float32)
-    weight = (generator.standard_normal((vocabulary, hidden)) * hidden**-0.5).astype(kind)
-    expected, expected_logits = oracle.head(x, last, norm, weight, WELL_CONDITIONED)
-    greedy, logits = kernels_call.head(x, last, norm, weight, WELL_CONDITIONED)
+    exact = weight = generator.standard_normal((vocabulary, hidden)) * hidden**-0.5
+    scales = []
+    if kind is np.int8:
+        weight, scale = oracle.quantized(weight)
+        exact, scales = oracle.dequantized(weight, scale), [scale]
+    else:
+        exact = weight = weight.astype(kind)
+    expected, expected_logits = oracle.head(x, last, norm, exact, WELL_CONDITIONED)
+    greedy, logits = kernels_call.head(x, last, norm, weight, WELL_CONDITIONED, scales)
     np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=TOLERANCE)
     np.testing.assert_array_equal(greedy, logits.argmax(-1))
     rows = np.arange(batch)

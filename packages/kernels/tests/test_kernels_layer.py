@@ -1,4 +1,4 @@
-"""`cached_layer` against the NumPy float64 oracle: shapes, head counts, positions, padding, element types."""
+"""`cached_layers` against the NumPy float64 oracle: shapes, head counts, positions, padding, element types."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import kernels_call
 import kernels_oracle as oracle
 import numpy as np
 import pytest
+from codellama_kernels import instruction_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_oracle import Sizes
 
 TOLERANCE = 5e-5  # absolute; outputs are a few units, sums of some hundred float32 products round to about 1e-6
 HALF_TOLERANCE = 1e-2  # a key that lies between two float16 numbers may be rounded to either, 1e-3 apart
+MATRIX_UNIT_TOLERANCE = 3e-4  # of prompts where products keep 16 bits of both operands: 2^-16 of sums of some hundred
+MANY_TOKENS = 24  # from which on products are made by the matrix unit
 WELL_CONDITIONED = 0.1  # eps under which the norm of a vector near zero does not magnify float32's rounding 300 times
 HALF_SPACING = 2.0**-10  # relative distance of neighbouring float16 numbers
+
+
+def tolerance_of(tokens: int) -> float:
+    return MATRIX_UNIT_TOLERANCE if tokens >= MANY_TOKENS and instruction_set() == "amx" else TOLERANCE
 
 
 def check(
@@ -25,7 +32,14 @@ def check(
     batch, length = positions.shape
     x = generator.standard_normal((batch * length, sizes.hidden)).astype(np.float32)
     weights = sizes.weights(generator)
-    weights = {name: value if value.ndim == 1 else value.astype(weight) for name, value in weights.items()}
+    scales = []
+    if weight is np.int8:
+        pairs = {name: oracle.quantized(weights[name]) for name in oracle.MATRICES}
+        weights = weights | {name: numbers for name, (numbers, _) in pairs.items()}
+        exact = weights | {name: oracle.dequantized(*pair) for name, pair in pairs.items()}
+        scales = [scale for _, scale in pairs.values()]
+    else:
+        exact = weights = {name: w if w.ndim == 1 else w.astype(weight) for name, w in weights.items()}
     cos, sin = oracle.rotary(cached - 1, sizes.width)
     shape = (batch, sizes.kv_heads, cached, sizes.width)
     keys, values = (generator.standard_normal(shape).astype(cache) for _ in range(2))
@@ -35,13 +49,13 @@ def check(
         keys[row, :, unseen:] = values[row, :, unseen:] = np.nan
     keys, values = keys.reshape(-1, sizes.width), values.reshape(-1, sizes.width)
     arguments = (x, positions, cos, sin)
-    out, keys_after, values_after = oracle.layer(*arguments, keys, values, weights, eps)
-    ours = kernels_call.layer(*arguments, keys, values, weights, eps)
-    half = cache is np.float16
-    np.testing.assert_allclose(ours, out, rtol=0, atol=HALF_TOLERANCE if half else TOLERANCE)
+    out, keys_after, values_after = oracle.layer(*arguments, keys, values, exact, eps)
+    ours = kernels_call.layer(*arguments, keys, values, weights, eps, scales)
+    half, tolerance = cache is np.float16, tolerance_of(batch * length)
+    np.testing.assert_allclose(ours, out, rtol=0, atol=HALF_TOLERANCE if half else tolerance)
     rounding = HALF_SPACING if half else 0
-    np.testing.assert_allclose(keys.astype(np.float64), keys_after, rtol=rounding, atol=TOLERANCE)
-    np.testing.assert_allclose(values.astype(np.float64), values_after, rtol=rounding, atol=TOLERANCE)
+    np.testing.assert_allclose(keys.astype(np.float64), keys_after, rtol=rounding, atol=tolerance)
+    np.testing.assert_allclose(values.astype(np.float64), values_after, rtol=rounding, atol=tolerance)
 
 
 @st.composite
@@ -61,8 +75,9 @@ def cases(draw):
     for row in range(len(starts)):  # padding on the right, by the spare position or by one outside of the cache
         padding = draw(st.integers(0, length))
         positions[row, length - padding :] = draw(st.sampled_from([cached - 1, -1, cached + 7]))
-    kinds = st.sampled_from([np.float32, np.float16])
-    return sizes, positions, cached, draw(kinds), draw(kinds), draw(st.integers(0, 2**32 - 1))
+    kinds = [np.float32, np.float16]
+    cache, weight = draw(st.sampled_from(kinds)), draw(st.sampled_from([*kinds, np.int8]))
+    return sizes, positions, cached, cache, weight, draw(st.integers(0, 2**32 - 1))
 
 
 @settings(deadline=None, max_examples=150)
@@ -90,6 +105,31 @@ def test_prompt_block(length: int, start: int) -> None:
 def test_long_prompt() -> None:
     """4,097 tokens at once: the scores of a block are never held as a whole."""
     check(Sizes(heads=2, kv_heads=1, width=8, hidden=8, ffn=8), [np.arange(4097)], 4098)
+
+
+def test_layers_follow_one_another() -> None:
+    """Three layers with caches of their own, and padding, at once: the oracle's, one after the other."""
+    generator = np.random.default_rng(4)
+    for length in (1, 5, 60):
+        positions = np.arange(length, dtype=np.int32)[None] + 7
+        positions[0, length // 2 + 1 :] = -1
+        x = generator.standard_normal((length, SMALL.hidden)).astype(np.float32)
+        turn = oracle.rotary(7 + length, SMALL.width)
+        shape = (SMALL.kv_heads * (8 + length), SMALL.width)
+        each = [
+            (*(generator.standard_normal(shape).astype(np.float32) for _ in range(2)), SMALL.weights(generator), ())
+            for _ in range(3)
+        ]
+        expected = x
+        after = []
+        for keys, values, weights, _ in each:
+            expected, *caches = oracle.layer(expected, positions, *turn, keys, values, weights, kernels_call.EPS)
+            after.append(caches)
+        ours = kernels_call.layers(x, positions, *turn, each)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=3 * tolerance_of(length))
+        for (keys, values, *_), (keys_after, values_after) in zip(each, after, strict=True):
+            np.testing.assert_allclose(keys, keys_after, rtol=0, atol=3 * tolerance_of(length))
+            np.testing.assert_allclose(values, values_after, rtol=0, atol=3 * tolerance_of(length))
 
 
 def test_rows_at_different_positions() -> None:
@@ -137,13 +177,14 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     cos, sin = oracle.rotary(9, SMALL.width)
     keys, values = (np.zeros((2 * 10, SMALL.width), np.float32) for _ in range(2))
     ordered = [SMALL.weights(generator)[name] for name in oracle.ORDER]
-    good = [x, np.array([[3]], np.int32), cos, sin, keys, values, *ordered, np.array([1e-5], np.float32), x.copy()]
-    assert kernels_call.call("codellama_cached_layer", *good) == 0
-    assert kernels_call.call("codellama_cached_layer", *good[:-1]) == 1
+    eps = np.array([1e-5], np.float32)
+    good = [x, np.array([[3]], np.int32), cos, sin, eps, *ordered, keys, values, x.copy()]
+    assert kernels_call.call("codellama_cached_layers", *good) == 0
+    assert kernels_call.call("codellama_cached_layers", *good[:-1]) == 1
     for index in range(len(good)):
         for wrong in (np.concatenate([good[index]] * 2), good[index].astype(np.float64)):
             changed = list(good)
             changed[index] = wrong
             if index == 1 and wrong.dtype == np.int32:
                 continue  # two rows: refused because x has one
-            assert kernels_call.call("codellama_cached_layer", *changed) == 1, (index, wrong.shape, wrong.dtype)
+            assert kernels_call.call("codellama_cached_layers", *changed) == 1, (index, wrong.shape, wrong.dtype)

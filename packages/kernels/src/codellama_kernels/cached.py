@@ -1,12 +1,15 @@
-"""The operators of the cached forward pass: a whole decoder layer, and the head.
+"""The operators of the cached forward pass: all decoder layers, and the head.
 
 Both are plain functions for use inside a graph-mode `Cell.construct`; called eagerly they work but are slow. They
 compute in float32 whatever the type of weights and cache.
 
+**Weights** are float32, float16, or int8 with scales: `GROUP` neighbours in a row of an int8 matrix [out, in] share one
+float16 factor of its scales [out, ceil(in / GROUP)], and the weight is the product of the two.
+
 **The cache** of a layer is a pair of Parameters `[B * K * L, D]`, float32 or float16: position p of key/value head k of
-row b lies at `(b * K + k) * L + p`. `cached_layer` writes them in place, unseen by the graph: the output depends on the
-writes, so whatever consumes the output runs after them. To read the caches otherwise, or to call the layer twice on
-one cache, make the later call's x depend on the earlier output.
+row b lies at `(b * K + k) * L + p`. `cached_layers` writes them in place, unseen by the graph: the output depends on
+the writes, so whatever consumes the output runs after them. To read the caches otherwise, or to call the operator twice
+on one cache, make the later call's x depend on the earlier output.
 
 **Padding**: a token whose position is not in 0..L-2 costs nothing. Nothing is written for it, and its row of the output
 is its row of x. Position L-1 is spare, so that a caller has a position to give it.
@@ -17,53 +20,29 @@ width, L cache positions, P rows of the rotary table, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import mindspore as ms
 from mindspore import Tensor, ops
 
 from codellama_kernels.library import LIBRARY
+from codellama_kernels.operator import require, sides
 
-_LAYER_INPUTS = (
-    "x",
-    "positions",
-    "cos",
-    "sin",
-    "keys",
-    "values",
-    "attention_norm",
-    "wq",
-    "wk",
-    "wv",
-    "wo",
-    "ffn_norm",
-    "w1",
-    "w2",
-    "w3",
-    "eps",
-)
-_HEAD_INPUTS = ("x", "last", "norm", "weight", "eps")
-_INTEGERS = ("positions", "last")
-_EITHER = ("keys", "values", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "weight")
+GROUP = 64
+
+_INPUTS = ("x", "positions", "cos", "sin", "eps")
+_MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+_LAYER = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3", "keys", "values")
+_LAYER_INT8 = (*_LAYER, *(f"scales of {name}" for name in _MATRICES))
+_HEAD = ("x", "last", "norm", "weight", "eps")
+_HEAD_INT8 = (*_HEAD, "scales of weight")
 
 
-def cached_layer(
-    x: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    attention_norm: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    wv: Tensor,
-    wo: Tensor,
-    ffn_norm: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    w3: Tensor,
-    eps: float,
+def cached_layers(
+    x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, layers: tuple[Tensor, ...], eps: float
 ) -> Tensor:
-    """One decoder layer: y = x + attention(norm(x)), then y + feed_forward(norm(y)).
+    """Decoder layers one after the other: each y = x + attention(norm(x)), then y + feed_forward(norm(y)).
 
     A token at position p sees the cache positions 0..p, its own and those of the same call included.
 
@@ -72,18 +51,11 @@ def cached_layer(
         positions: int32 [B, S].
         cos: float32 [P, D], both halves equal; P >= L - 1.
         sin: float32 [P, D].
-        keys: the layer's key cache, a Parameter [B * K * L, D], float32 or float16; written.
-        values: the value cache, as `keys`.
-        attention_norm: float32 [H].
-        wq: [N * D, H]; the matrices are float32 or float16, each as it likes.
-        wk: [K * D, H].
-        wv: [K * D, H].
-        wo: [H, N * D].
-        ffn_norm: float32 [H].
-        w1: [F, H], the gate.
-        w2: [H, F].
-        w3: [F, H].
-        eps: of both norms.
+        layers: of each layer in turn: attention_norm float32 [H], wq [N * D, H], wk [K * D, H], wv [K * D, H],
+            wo [H, N * D], ffn_norm float32 [H], w1 [F, H] (the gate), w2 [H, F], w3 [F, H], and its caches keys and
+            values, Parameters [B * K * L, D] that are written. The matrices are float32 or float16, each as it likes;
+            or all are int8, and the scales of wq, wk, wv, wo, w1, w2 and w3 follow the caches.
+        eps: of the norms.
 
     Returns:
         float32 [T, H].
@@ -92,35 +64,21 @@ def cached_layer(
         ValueError: shapes that do not fit each other (when the graph is compiled).
         TypeError: an element type that is not served.
     """
-    return _layer(
-        x,
-        positions,
-        cos,
-        sin,
-        keys,
-        values,
-        attention_norm,
-        wq,
-        wk,
-        wv,
-        wo,
-        ffn_norm,
-        w1,
-        w2,
-        w3,
-        Tensor([eps], ms.float32),
-    )
+    return _layers(x, positions, cos, sin, Tensor([eps], ms.float32), *layers)
 
 
-def cached_head(x: Tensor, last: Tensor, norm: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def cached_head(
+    x: Tensor, last: Tensor, norm: Tensor, weight: Tensor, eps: float, scales: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Logits after some of the tokens, and the first of the largest of each.
 
     Args:
         x: float32 [T, H], as the last layer left it.
         last: int32 [B], the rows of x that are wanted.
         norm: float32 [H], of the last norm.
-        weight: [V, H], float32 or float16.
+        weight: [V, H], float32, float16 or int8.
         eps: of the norm.
+        scales: one entry, the weight's, where that is int8.
 
     Returns:
         (greedy int32 [B], logits float32 [B, V]).
@@ -129,16 +87,18 @@ def cached_head(x: Tensor, last: Tensor, norm: Tensor, weight: Tensor, eps: floa
         ValueError: shapes that do not fit each other (when the graph is compiled).
         TypeError: an element type that is not served.
     """
-    return _head(x, last, norm, weight, Tensor([eps], ms.float32))
+    return _head(x, last, norm, weight, Tensor([eps], ms.float32), *scales)
 
 
-def _layer_shape(*shapes: list[int]) -> list[int]:
-    """Checks the shapes of `cached_layer` and gives its output's."""
-    of = dict(zip(_LAYER_INPUTS, shapes, strict=True))
-    batch, length = _sides("positions", of["positions"], 2)
-    tokens, hidden = _sides("x", of["x"], 2)
-    rows, width = _sides("cos", of["cos"], 2)
-    query, key, ffn = (_sides(name, of[name], 2)[0] for name in ("wq", "wk", "w1"))
+def _layers_shape(*shapes: list[int]) -> list[int]:
+    """Checks the shapes of `cached_layers` and gives its output's."""
+    of = dict(zip(_INPUTS, shapes, strict=False))
+    layers = _by_layer(shapes, lambda shape: len(shape) == 2)
+    batch, length = sides("positions", of["positions"], 2)
+    tokens, hidden = sides("x", of["x"], 2)
+    rows, width = sides("cos", of["cos"], 2)
+    first = layers[0]
+    query, key, ffn = (sides(name, first[name], 2)[0] for name in ("wq", "wk", "w1"))
     if width % 2:
         raise ValueError(f"cos has {width} columns; the width of a head must be even")
     if key % width or query % key:
@@ -146,14 +106,12 @@ def _layer_shape(*shapes: list[int]) -> list[int]:
             f"wq has {query} rows and wk {key}: with heads of {width}, wk's must be whole heads and wq's a multiple"
         )
     caches = batch * (key // width)
-    positions = _sides("keys", of["keys"], 2)[0] // caches
+    positions = sides("keys", first["keys"], 2)[0] // caches
     if positions - 1 > rows:
         raise ValueError(f"a cache of {positions} positions needs {positions - 1} rows of cos, found {rows}")
+    require("x", of["x"], [batch * length, hidden])
+    require("sin", of["sin"], [rows, width])
     expected = {
-        "x": [batch * length, hidden],
-        "sin": [rows, width],
-        "keys": [caches * positions, width],
-        "values": [caches * positions, width],
         "attention_norm": [hidden],
         "wq": [query, hidden],
         "wk": [key, hidden],
@@ -163,57 +121,82 @@ def _layer_shape(*shapes: list[int]) -> list[int]:
         "w1": [ffn, hidden],
         "w2": [hidden, ffn],
         "w3": [ffn, hidden],
+        "keys": [caches * positions, width],
+        "values": [caches * positions, width],
     }
-    _require(of, expected)
+    expected |= {f"scales of {name}": _scales_shape(expected[name]) for name in _MATRICES}
+    for number, layer in enumerate(layers):
+        for name, shape in layer.items():
+            require(name if len(layers) == 1 else f"{name} of layer {number}", shape, expected[name])
     return [tokens, hidden]
+
+
+def _layers_type(*types: ms.Type) -> ms.Type:
+    found = [one.element_type() for one in types]
+    for name, kind in zip(_INPUTS, found, strict=False):
+        _require_type(name, kind, ms.int32 if name == "positions" else ms.float32)
+    for layer in _by_layer(found, lambda kind: kind == ms.float16):
+        for name, kind in layer.items():
+            if name.startswith("scales of "):
+                _require_type(name, kind, ms.float16)
+            elif name in _MATRICES and f"scales of {name}" in layer:
+                _require_type(name, kind, ms.int8)
+            elif name in _MATRICES or name in ("keys", "values"):
+                _require_type(name, kind, ms.float32, ms.float16)
+            else:
+                _require_type(name, kind, ms.float32)
+        if layer["keys"] != layer["values"]:
+            raise TypeError(f"keys are {layer['keys']} and values {layer['values']}; they must be of one type")
+    return ms.float32
 
 
 def _head_shape(*shapes: list[int]) -> tuple[list[int], list[int]]:
     """Checks the shapes of `cached_head` and gives its outputs'."""
-    of = dict(zip(_HEAD_INPUTS, shapes, strict=True))
-    _, hidden = _sides("x", of["x"], 2)
-    (batch,) = _sides("last", of["last"], 1)
-    vocabulary, _ = _sides("weight", of["weight"], 2)
-    _require(of, {"norm": [hidden], "weight": [vocabulary, hidden]})
+    of = dict(zip(_HEAD_INT8, shapes, strict=False))
+    _, hidden = sides("x", of["x"], 2)
+    (batch,) = sides("last", of["last"], 1)
+    vocabulary, _ = sides("weight", of["weight"], 2)
+    require("norm", of["norm"], [hidden])
+    require("weight", of["weight"], [vocabulary, hidden])
+    if "scales of weight" in of:
+        require("scales of weight", of["scales of weight"], _scales_shape([vocabulary, hidden]))
     return [batch], [batch, vocabulary]
 
 
-def _layer_type(*types: ms.Type) -> ms.Type:
-    _require_types(_LAYER_INPUTS, types)
-    return ms.float32
-
-
 def _head_type(*types: ms.Type) -> tuple[ms.Type, ms.Type]:
-    _require_types(_HEAD_INPUTS, types)
+    found = dict(zip(_HEAD_INT8, (one.element_type() for one in types), strict=False))
+    quantized = "scales of weight" in found
+    for name, kind in found.items():
+        if name == "last":
+            _require_type(name, kind, ms.int32)
+        elif name == "weight":
+            _require_type(name, kind, *([ms.int8] if quantized else [ms.float32, ms.float16]))
+        else:
+            _require_type(name, kind, ms.float16 if name.startswith("scales") else ms.float32)
     return ms.int32, ms.float32
 
 
-def _sides(name: str, shape: list[int], count: int) -> list[int]:
-    if len(shape) != count:
-        raise ValueError(f"{name} must have {count} axes, found shape {list(shape)}")
-    return list(shape)
+def _by_layer(values: Sequence[Any], is_scales: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """Name -> value of each layer. Behind the first layer's caches come its scales, or the next layer's norm."""
+    rest = values[len(_INPUTS) :]
+    plain = len(_LAYER)
+    names = _LAYER_INT8 if len(rest) > plain and is_scales(rest[plain]) else _LAYER
+    if not rest or len(rest) % len(names):
+        raise ValueError(
+            f"layers must hold {plain} tensors a layer, or {len(_LAYER_INT8)} with scales of int8; found {len(rest)}"
+        )
+    return [dict(zip(names, rest[at : at + len(names)], strict=True)) for at in range(0, len(rest), len(names))]
 
 
-def _require(of: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
-    for name, shape in expected.items():
-        if list(of[name]) != shape:
-            raise ValueError(f"{name} must have shape {shape}, found {list(of[name])}")
+def _scales_shape(matrix: list[int]) -> list[int]:
+    rows, columns = matrix
+    return [rows, -(-columns // GROUP)]
 
 
-def _require_types(names: tuple[str, ...], types: tuple[ms.Type, ...]) -> None:
-    found = {name: kind.element_type() for name, kind in zip(names, types, strict=True)}
-    for name, kind in found.items():
-        if name in _INTEGERS:
-            served = [ms.int32]
-        elif name in _EITHER:
-            served = [ms.float32, ms.float16]
-        else:
-            served = [ms.float32]
-        if kind not in served:
-            raise TypeError(f"{name} must be {' or '.join(str(one) for one in served)}, found {kind}")
-    if "keys" in found and found["keys"] != found["values"]:
-        raise TypeError(f"keys are {found['keys']} and values {found['values']}; they must be of one type")
+def _require_type(name: str, found: ms.Type, *served: ms.Type) -> None:
+    if found not in served:
+        raise TypeError(f"{name} must be {' or '.join(str(one) for one in served)}, found {found}")
 
 
-_layer = ops.Custom(f"{LIBRARY}:codellama_cached_layer", _layer_shape, _layer_type, func_type="aot")
+_layers = ops.Custom(f"{LIBRARY}:codellama_cached_layers", _layers_shape, _layers_type, func_type="aot")
 _head = ops.Custom(f"{LIBRARY}:codellama_cached_head", _head_shape, _head_type, func_type="aot")

@@ -33,7 +33,7 @@ def available() -> bool:
 
 
 def instruction_set() -> str:
-    """What this process computes with: "avx512", "avx2" or "generic".
+    """What this process computes with: "amx" (AVX-512 with a matrix unit for products), "avx512", "avx2" or "generic".
 
     Chosen by the processor, or by the environment variable CODELLAMA_KERNELS_ISA where the processor has it.
 

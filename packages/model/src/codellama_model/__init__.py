@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from codellama_model.loss import IGNORE_INDEX, CausalLMLoss
     from codellama_model.ops import Operations, select
     from codellama_model.optimizer import AdamW, clip_scale, global_norm
+    from codellama_model.quantization import WEIGHT_DTYPES, WeightDtype, dequantize, quantize
     from codellama_model.sampling import Sampling
+    from codellama_model.weights import set_weight
 
 _HOMES = {
     "CachedLlama": "cache",
@@ -32,12 +34,18 @@ _HOMES = {
     "AdamW": "optimizer",
     "clip_scale": "optimizer",
     "global_norm": "optimizer",
+    "dequantize": "quantization",
+    "quantize": "quantization",
     "Sampling": "sampling",
+    "WEIGHT_DTYPES": "quantization",
+    "WeightDtype": "quantization",
+    "set_weight": "weights",
 }
 
 __all__ = [
     "IGNORE_INDEX",
     "PRESETS",
+    "WEIGHT_DTYPES",
     "AdamW",
     "CachedLlama",
     "CausalLMLoss",
@@ -49,11 +57,15 @@ __all__ = [
     "Operations",
     "Sampling",
     "Token",
+    "WeightDtype",
     "clip_scale",
+    "dequantize",
     "global_norm",
     "preset",
+    "quantize",
     "select",
     "sequence_logits",
+    "set_weight",
 ]
 
 

@@ -23,7 +23,7 @@ from codellama_model.cache import CachedLlama
 from codellama_model.llama import LlamaForCausalLM
 from codellama_model.sampling import Sampling, draw
 
-BLOCKS = (16, 64, 256)  # tokens a row that one graph call takes in; each size is a graph of its own
+BLOCKS = (16, 64, 256, 512)  # tokens a row that one graph call takes in; each size is a graph of its own
 _SMALLEST_CACHE = 256
 _KEPT_CACHES = 2  # cells whose caches and graphs stay in memory
 

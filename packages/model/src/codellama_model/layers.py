@@ -12,6 +12,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, One, Zero, initializer
 
+from codellama_model.composed import widened
 from codellama_model.config import LlamaConfig
 from codellama_model.ops import Operations
 
@@ -19,17 +20,19 @@ from codellama_model.ops import Operations
 class Linear(nn.Cell):
     """x [T, in] -> [T, out], no bias. weight [out, in].
 
-    Random weights keep the variance of their input (deviation in^-1/2), unless `start` says otherwise.
+    Random weights keep the variance of their input (deviation in^-1/2), unless `start` says otherwise. For prediction
+    the weight may be float16, or int8 with `weight_scales` (`weights.set_weight`).
     """
 
     def __init__(self, inputs: int, outputs: int, operations: Operations, start: Initializer | None = None) -> None:
         super().__init__()
         start = Normal(inputs**-0.5) if start is None else start
         self.weight = Parameter(initializer(start, (outputs, inputs), ms.float32), name="weight")
+        self.weight_scales: Parameter | None = None
         self.linear = operations.linear
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.linear(x, self.weight)
+        return self.linear(x, widened(self.weight, self.weight_scales))
 
 
 class RMSNorm(nn.Cell):

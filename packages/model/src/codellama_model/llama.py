@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 from numpy.typing import NDArray
 
+from codellama_model.composed import document_starts, widened
 from codellama_model.config import LlamaConfig
 from codellama_model.layers import DecoderLayer, Linear, RMSNorm
 from codellama_model.ops import Operations, select
@@ -39,10 +40,15 @@ def rotary_table(config: LlamaConfig) -> tuple[NDArray[np.float32], NDArray[np.f
 
 def positions_within(document_ids: Tensor) -> Tensor:
     """Position of each token within its document, whose tokens share a number: int32 [B, S] -> int32 [B, S]."""
-    index = ops.cast(ops.arange(document_ids.shape[1]), ms.float32)  # exact: lengths stay far below 2^24
-    same = ops.cast(ops.expand_dims(document_ids, 2) == ops.expand_dims(document_ids, 1), ms.float32)
-    earlier = ops.cast(ops.expand_dims(index, 1) > ops.expand_dims(index, 0), ms.float32)
-    return ops.cast(ops.sum(same * earlier, -1), ms.int32)
+    index = ops.cast(ops.arange(document_ids.shape[1]), ms.int32)
+    return index - document_starts(document_ids)
+
+
+def embedded(ids: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Rows of the embedding: ids [B, S], weight [V, H] as `composed.widened` takes it -> float32 [T, H]."""
+    ids = ops.reshape(ids, (-1,))
+    rows = ops.gather(weight, ids, 0)
+    return widened(rows) if scales is None else widened(rows, ops.gather(scales, ids, 0))
 
 
 class Embedding(nn.Cell):
@@ -53,9 +59,14 @@ class Embedding(nn.Cell):
         shape = (config.vocab_size, config.hidden_size)
         deviation = _TIED_DEVIATION if config.tie_word_embeddings else _EMBEDDING_DEVIATION
         self.embedding_weight = Parameter(initializer(Normal(deviation), shape, ms.float32), name="embedding_weight")
+        self.embedding_weight_scales: Parameter | None = None
+
+    def weight_and_scales(self) -> tuple[Parameter, Parameter | None]:
+        """[V, H], and [V, groups] where that is int8."""
+        return self.embedding_weight, self.embedding_weight_scales
 
     def construct(self, ids: Tensor) -> Tensor:
-        return ops.gather(self.embedding_weight, ops.reshape(ids, (-1,)), 0)
+        return embedded(ids, self.embedding_weight, self.embedding_weight_scales)
 
 
 class LlamaModel(nn.Cell):
@@ -116,5 +127,11 @@ class LlamaForCausalLM(nn.Cell):
             return self.model.tok_embeddings.embedding_weight
         return self.lm_head.weight
 
+    def head_weight_and_scales(self) -> tuple[Parameter, Parameter | None]:
+        """The head's matrix, and its scales [V, groups] where that is int8."""
+        if self.tied:
+            return self.model.tok_embeddings.weight_and_scales()
+        return self.lm_head.weight, self.lm_head.weight_scales
+
     def construct(self, ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        return self.linear(self.model(ids, document_ids), self.head_weight())
+        return self.linear(self.model(ids, document_ids), widened(*self.head_weight_and_scales()))

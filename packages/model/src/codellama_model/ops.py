@@ -24,7 +24,10 @@ Operation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Operations:
-    """One column of the table. Shapes and meaning of each operation: the functions of `composed`."""
+    """One column of the table. Shapes and meaning of each operation: the functions of `composed`.
+
+    `cache_dtype` is the element type of the caches that `cached_layers` is given.
+    """
 
     linear: Operation
     rms_norm: Operation
@@ -33,9 +36,14 @@ class Operations:
     causal_mask: Operation
     document_mask: Operation
     causal_attention: Operation
-    cached_layer: Operation
+    cached_layers: Operation
     cached_head: Operation
-    linear_cross_entropy: Callable[[int], Operation]
+    cache_dtype: Any
+    linear_cross_entropy: Callable[..., Operation]
+    vocabulary_slice: Operation
+    vocabulary_slice_gradient: Operation
+    adamw: Operation
+    squared_norm: Operation
 
 
 COMPOSED = Operations(
@@ -46,9 +54,14 @@ COMPOSED = Operations(
     causal_mask=composed.causal_mask,
     document_mask=composed.document_mask,
     causal_attention=composed.causal_attention,
-    cached_layer=composed.cached_layer,
+    cached_layers=composed.cached_layers,
     cached_head=composed.cached_head,
+    cache_dtype=ms.float32,
     linear_cross_entropy=composed.LinearCrossEntropy,
+    vocabulary_slice=composed.vocabulary_slice,
+    vocabulary_slice_gradient=composed.vocabulary_slice_gradient,
+    adamw=composed.adamw,
+    squared_norm=composed.squared_norm,
 )
 
 ASCEND = replace(
@@ -62,7 +75,7 @@ ASCEND = replace(
 
 @lru_cache(maxsize=1)
 def _cpu() -> Operations:
-    offered: dict[str, Operation] = {}
+    offered: dict[str, Any] = {}
     for entry in entry_points(group=ENTRY_POINT, name="cpu"):
         offered |= entry.load()()
     return replace(COMPOSED, **offered)

@@ -1,7 +1,7 @@
-"""AdamW as torch and the paper define it, updated in place inside a graph.
+"""AdamW as torch and the paper define it (arXiv:1711.05101, algorithm 2), updated in place inside a graph.
 
-MindSpore's `nn.AdamWeightDecay` leaves out the bias correction; its kernel is used here with the correction folded into
-its scalars, so that one fused pass per parameter gives exactly the update of arXiv:1711.05101, algorithm 2.
+The arithmetic is the device table's `adamw` and `squared_norm`; here is what belongs to the optimizer as a whole: its
+state, which parameters decay, and the order of its writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from codellama_model import composed
+from codellama_model.ops import Operation, Operations, select
+
 
 class AdamW(nn.Cell):
     """Updates `parameters` from their gradients; moments are float32.
@@ -21,6 +24,7 @@ class AdamW(nn.Cell):
     Args:
         parameters: what to train, in the order in which gradients will come.
         beta1, beta2, eps, weight_decay: as in `torch.optim.AdamW`; Llama 2's values by default.
+        operations: the entry of the device table; None chooses by the device at hand.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class AdamW(nn.Cell):
         beta2: float = 0.95,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        operations: Operations | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.parameters = ms.ParameterTuple(parameters)
@@ -38,15 +43,15 @@ class AdamW(nn.Cell):
         self.step = Parameter(Tensor(np.zeros((), np.float32)), name="adam_step", requires_grad=False)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.decays = tuple(weight_decay if len(parameter.shape) > 1 else 0.0 for parameter in parameters)
-        self.update = ops.AdamWeightDecay()
+        operations = select() if operations is None else operations
+        self.update, self.squared_norm = operations.adamw, operations.squared_norm
 
     def construct(self, gradients: tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor) -> Tensor:
         """One update from the gradients times `scale`, in the order of the parameters; both scalars float32 Tensors."""
         step = ops.assign_add(self.step, 1.0)
-        # the kernel computes p -= lr' (m / (sqrt(v) + eps') + decay' p); these three make it AdamW's update
-        root = ops.sqrt(1.0 - ops.pow(self.beta2, step))
-        factor = root / (1.0 - ops.pow(self.beta1, step))
-        rate, eps = learning_rate * factor, self.eps * root
+        # An update writes its parameter unseen by the graph: it must wait for everything that reads one, and the
+        # gradients are the last to do so.
+        scale = ops.depend(scale, gradients)
         done: tuple[Tensor, ...] = ()
         for index, gradient in enumerate(gradients):
             done += (
@@ -54,12 +59,14 @@ class AdamW(nn.Cell):
                     self.parameters[index],
                     self.first[index],
                     self.second[index],
-                    rate,
+                    gradient,
+                    learning_rate,
+                    scale,
+                    step,
                     self.beta1,
                     self.beta2,
-                    eps,
-                    self.decays[index] / factor,
-                    gradient * scale,
+                    self.eps,
+                    self.decays[index],
                 ),
             )
         return ops.depend(step, done)
@@ -74,11 +81,15 @@ def _moments(parameters: Sequence[Parameter], prefix: str) -> ms.ParameterTuple:
     )
 
 
-def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
-    """The joint 2-norm of all gradients, a scalar."""
+def global_norm(gradients: tuple[Tensor, ...], square: Operation | None = None) -> Tensor:
+    """The joint 2-norm of all gradients, a scalar.
+
+    `square` is the device table's `squared_norm`, which an optimizer has under that name; None: the composed one.
+    """
     total = 0.0
     for gradient in gradients:
-        total += ops.sum(ops.square(gradient))
+        squared = composed.squared_norm(gradient) if square is None else square(gradient)
+        total += ops.reshape(squared, ())
     return ops.sqrt(total)
 
 

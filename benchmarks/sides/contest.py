@@ -1,0 +1,214 @@
+"""A measurement of this project and its peers in turns: models, environments, idle gates, the table, the JSON line.
+
+Every side is a program of this folder that follows `decode_protocol`, in an interpreter of its own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sides.hardware import hardware
+from sides.workers import Worker, environment_python, existing_environment_python
+
+HERE = Path(__file__).parent
+_IDLE_SHARE = 0.9  # of the processors, before a measurement
+_IDLE_SECONDS = 0.5  # that are looked at
+_PATIENCE = 60.0  # seconds; then the measurement is made all the same, and counted
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another program: its environment and its program here, the type of its weights, and its form of the model."""
+
+    environment: str
+    program: str
+    weights: str
+    model: str
+    costly: bool = False  # to install: the environment is used where it exists and not made
+
+
+PEERS = {
+    "llama.cpp F16": Peer("bench-llama-cpp", "decode_llama_cpp.py", "fp16", "gguf", costly=True),
+    "llama.cpp Q8_0": Peer("bench-llama-cpp", "decode_llama_cpp.py", "int8", "gguf", costly=True),
+    "CTranslate2 float32": Peer("bench-transformers", "decode_ctranslate2.py", "fp32", "ctranslate2"),
+    "OpenVINO F16": Peer("bench-openvino", "decode_openvino.py", "fp16", "openvino"),
+    "OpenVINO F16, float32 arithmetic": Peer("bench-openvino", "decode_openvino.py", "fp32", "openvino"),
+    "transformers float32": Peer("bench-transformers", "decode_transformers.py", "fp32", "hugging_face"),
+}
+
+
+def arguments(description: str, weights: str, rounds: int = 7) -> argparse.ArgumentParser:
+    """What all these benchmarks can be told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--weights", choices=["fp32", "fp16", "int8"], default=weights, help="ours")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="default: those that fit --weights")
+    parser.add_argument("--models", type=Path, help="keep the converted models here; default: make them anew")
+    parser.add_argument(
+        "--python", nargs="*", default=[], metavar="ENVIRONMENT=PYTHON", help="interpreters in place of hatch's"
+    )
+    return parser
+
+
+def peers_for(flags: argparse.Namespace) -> list[str]:
+    if flags.peers is not None:
+        return flags.peers
+    if flags.weights == "int8":
+        return ["llama.cpp Q8_0"]
+    return [name for name, peer in PEERS.items() if peer.weights != "int8"]
+
+
+def contest(flags: argparse.Namespace, work: str, kind: str, sizes: list[str]) -> None:
+    """Measures `kind` ("decode" or "prefill", tokens/s) and prints the table and, last, one JSON object."""
+    sizes = [*sizes, "--batch", str(flags.batch), "--threads", str(flags.threads)]
+    with _folder(flags.models) as models, contextlib.ExitStack() as stack:
+        commands, missing = _commands(flags, models, sizes)
+        workers = {}
+        for name, command in commands.items():
+            try:
+                workers[name] = Worker(command, _environment(flags))
+            except SystemExit as error:
+                if name == "ours":
+                    raise
+                missing[name] = f"its process ended before it was ready ({error})"
+                continue
+            stack.callback(workers[name].close)
+        print(f"{hardware()}\n{work}", flush=True)
+        seen: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+        busy = 0
+        for number in range(flags.rounds):
+            for name, worker in workers.items():
+                busy += not _wait_until_idle()
+                seen[name].append(worker.measure())
+            print(f"round {number + 1}: " + ", ".join(f"{n} {m[-1][kind]:.1f}" for n, m in seen.items()), flush=True)
+    report(work, {n: [m[kind] for m in all_] for n, all_ in seen.items()}, missing, True, busy)
+    for name, all_ in seen.items():
+        same = _parted(seen["ours"][-1]["ids"], all_[-1]["ids"])
+        text = "greedy text equal" if same is None else f"greedy text parts at token {same}"
+        print(f"{name}: {max(m['memory'] for m in all_) / 2**20:.0f} MB at most; {text}", file=sys.stderr)
+
+
+def _parted(first: list[int], second: list[int]) -> int | None:
+    """Where two texts part."""
+    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+
+
+def cold(flags: argparse.Namespace, work: str, sizes: list[str]) -> None:
+    """Seconds from the start of a process to its first token."""
+    with _folder(flags.models) as models:
+        commands, missing = _commands(flags, models, [*sizes, "--threads", str(flags.threads), "--cold"])
+        print(f"{hardware()}\n{work}", flush=True)
+        seen: dict[str, list[float]] = {name: [] for name in commands}
+        busy = 0
+        for _ in range(flags.rounds):
+            for name, command in commands.items():
+                busy += not _wait_until_idle()
+                start = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, env=_environment(flags))
+                seen[name].append(time.perf_counter() - start)
+    report(work, seen, missing, False, busy)
+
+
+def report(work: str, seen: dict[str, list[float]], missing: dict[str, str], more_is_better: bool, busy: int) -> None:
+    """The table, and the line for machines."""
+    medians = {name: statistics.median(values) for name, values in seen.items()}
+    ratio = {}
+    for name, values in seen.items():
+        pairs = zip(seen["ours"], values, strict=True)
+        ratio[name] = statistics.median(a / b if more_is_better else b / a for a, b in pairs)
+        print(f"{name:36} {medians[name]:10.2f}   ours is {ratio[name]:.2f} times as fast")
+    for name, reason in missing.items():
+        print(f"{name:36}    missing: {reason}")
+    if busy:
+        print(f"{busy} measurements were made though the machine was not idle")
+    ours = medians.pop("ours")
+    del ratio["ours"]
+    line = {"work": work, "ours": ours, "peers": medians, "ratio": ratio, "missing": missing, "hardware": hardware()}
+    print(json.dumps({**line, "not_idle": busy}), flush=True)
+
+
+@contextlib.contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _environment(flags: argparse.Namespace) -> dict[str, str]:
+    count = str(flags.threads)
+    return {**os.environ, "CODELLAMA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
+
+
+def _commands(flags: argparse.Namespace, models: Path, sizes: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The command of each side that is installed, ours first, and why the others are missing."""
+    given = dict(one.split("=", 1) for one in flags.python)
+    wanted = {name: PEERS[name] for name in peers_for(flags)}
+    pythons: dict[str, str | None] = {}
+    for peer in (PEERS["transformers float32"], *wanted.values()):
+        if peer.environment not in pythons:
+            find = existing_environment_python if peer.costly else environment_python
+            pythons[peer.environment] = given.get(peer.environment) or find(peer.environment)
+    torch = pythons["bench-transformers"]
+    assert torch is not None  # made where it was missing
+    source = models / "hugging_face"
+    _make(source, [torch, "decode_transformers.py", "--make", str(source)])
+    commands = {"ours": [sys.executable, str(HERE / "decode_ours.py"), str(source), "--weights", flags.weights, *sizes]}
+    missing = {}
+    for name, peer in wanted.items():
+        python, folder = pythons[peer.environment], models / peer.model
+        if python is None:
+            missing[name] = f"the environment {peer.environment} is not installed"
+            continue
+        if peer.model == "gguf":
+            _make(folder, [torch, "decode_gguf.py", str(source), str(folder)])
+        elif peer.model != "hugging_face":
+            _make(folder, [python, peer.program, "--make", str(source), str(folder)])
+        commands[name] = [python, str(HERE / peer.program), str(folder), "--weights", peer.weights, *sizes]
+    return commands, missing
+
+
+def _make(folder: Path, command: list[str]) -> None:
+    if folder.exists():
+        return
+    beside = folder.with_name(f".{folder.name}")
+    beside.mkdir(parents=True, exist_ok=True)
+    python, program, *rest = command
+    done = subprocess.run(
+        [python, str(HERE / program), *rest[:-1], str(beside)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{program} failed:\n{done.stderr}")
+    beside.rename(folder)
+
+
+def _wait_until_idle() -> bool:
+    """Waits for a moment in which nothing else computes; False where there was none."""
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        before = _ticks()
+        time.sleep(_IDLE_SECONDS)
+        idle, whole = (b - a for a, b in zip(before, _ticks(), strict=True))
+        if idle >= _IDLE_SHARE * whole:
+            return True
+    return False
+
+
+def _ticks() -> tuple[int, int]:
+    """(idle, all) of every processor since the system's start."""
+    numbers = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return numbers[3] + numbers[4], sum(numbers)

@@ -1,0 +1,68 @@
+// Matrix products of float32 matrices in every layout that training needs, on the whole team of threads.
+//
+// As in "Anatomy of High-Performance Matrix Multiplication" (Goto and van de Geijn, 2008): blocks of both operands are
+// packed into slivers that a register tile can read straight through. An element of the result is always summed in the
+// same order, whichever thread computes it, so that results repeat bit by bit.
+#pragma once
+
+#include <cstdint>
+
+namespace codellama {
+
+class Pool;
+
+// One operand as the product sees it: `lines` (rows of A, columns of B) by depth. Element (line, k) lies at
+// data[line * stride + k] where the depth is contiguous, at data[k * stride + line] where it is not.
+struct Operand {
+  const float* data;
+  int64_t stride;
+  bool depth_contiguous;
+
+  const float* at(int64_t line, int64_t k) const {
+    return data + (depth_contiguous ? line * stride + k : k * stride + line);
+  }
+};
+
+// c[m, n] = sum over k of a(m, k) b(n, k), added to what c holds where `add` is set.
+struct Gemm {
+  int64_t rows, columns, depth;
+  Operand a, b;
+  float* c;
+  int64_t stride;
+  bool add;
+};
+
+struct GemmKernels;
+
+// The kernels for this processor, or the ones that CODELLAMA_KERNELS_ISA names.
+const GemmKernels& gemm_kernels();
+// The same, or ones that keep 16 significant bits of both operands where these are faster: for prompts, where weights of
+// float16 and int8 have fewer bits and nothing is differentiated.
+const GemmKernels& prompt_gemm_kernels();
+
+// Floats of scratch that products up to these sizes need.
+int64_t gemm_scratch(int64_t rows, int64_t columns, int64_t depth);
+
+// The caller holds the pool's mutex. `scratch` is 64-byte aligned.
+void gemm(Pool& pool, const Gemm& product, float* scratch, const GemmKernels& kernels = gemm_kernels());
+
+// ---- what an instruction set provides ------------------------------------------------------------------------------
+
+struct GemmKernels {
+  const char* name;
+  int64_t rows, columns;   // of a tile of the result
+  int64_t depth_multiple;  // packed depths are multiples of it, filled up with zeros
+  int64_t block_depth;     // the most that is packed at a time
+  int64_t element_bytes;   // of a packed element
+  // Packs a sliver of `count` lines, at most a tile's rows (of A) or columns (of B); missing lines become zeros.
+  void (*pack_a)(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* to);
+  void (*pack_b)(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* to);
+  // One tile from a sliver of A and one of B; of the result only rows x columns are touched.
+  void (*tile)(int64_t depth, const void* a, const void* b, float* c, int64_t stride, int64_t rows, int64_t columns,
+               bool add);
+  // Around a thread's tiles.
+  void (*enter)();
+  void (*leave)();
+};
+
+}  // namespace codellama
