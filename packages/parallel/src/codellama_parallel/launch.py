@@ -1,0 +1,268 @@
+"""Starts a program as the ranks of a job with MindSpore's `msrun`, watches them, and leaves none behind. Plain Python.
+
+Each rank writes one log, `LOG_DIR/rank_N.log`; what rank 0 writes also goes to the console. When a rank ends with an
+error, or is killed, the others are stopped, and the console shows which it was and its last lines. On a job of several
+machines this runs once on each, with a `node_rank` of its own; a machine that loses its master stops by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import psutil
+from codellama_model.config import ConfigError
+
+RANK_VARIABLE = "RANK_ID"  # set by msrun in every rank that it starts
+THREAD_VARIABLES = ("CODELLAMA_NUM_THREADS", "OMP_NUM_THREADS")
+# How long a CPU rank waits in a collective for another, who may be compiling a larger graph; MindSpore's own 30 seconds
+# are too few. Who is dead is found by the watcher and by MindSpore's heartbeats, long before.
+_WAIT_VARIABLE, _WAIT_SECONDS = "MS_CPU_COMM_OP_TIMEOUT", "1800"
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10  # from a polite signal to a kill
+_LAST_LINES = 15
+_FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+_NOISE = re.compile(r"^\[(?:WARNING|INFO)\] ")  # MindSpore's own
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many ranks, and where. Names are msrun's.
+
+    Args:
+        worker_num: ranks of the whole job.
+        local_worker_num: ranks on this machine; None means all.
+        master_addr, master_port: where the ranks find each other.
+        node_rank: number of this machine, from 0.
+        log_dir: folder of the logs; is made.
+
+    Raises:
+        ConfigError: impossible numbers.
+    """
+
+    worker_num: int
+    local_worker_num: int | None = None
+    master_addr: str = "127.0.0.1"
+    master_port: int = 8118
+    node_rank: int = 0
+    log_dir: Path = Path("log")
+
+    def __post_init__(self) -> None:
+        if self.worker_num < 1:
+            raise ConfigError(f"worker_num must be 1 or more, found {self.worker_num}")
+        if not 1 <= self.local <= self.worker_num:
+            raise ConfigError(f"local_worker_num must be 1 to worker_num {self.worker_num}, found {self.local}")
+        if not 0 <= self.node_rank * self.local <= self.worker_num - self.local:
+            raise ConfigError(
+                f"node_rank {self.node_rank}: {self.local} ranks here do not fit among the {self.worker_num} of the job"
+            )
+        if not 1024 <= self.master_port <= 65535:
+            raise ConfigError(f"master_port must be 1024 to 65535, found {self.master_port}")
+
+    @property
+    def local(self) -> int:
+        """Ranks on this machine."""
+        return self.worker_num if self.local_worker_num is None else self.local_worker_num
+
+    @property
+    def ranks(self) -> range:
+        """The numbers of this machine's ranks."""
+        return range(self.node_rank * self.local, (self.node_rank + 1) * self.local)
+
+
+def launched() -> bool:
+    """Whether this process is a rank (or the scheduler) that msrun has started."""
+    return os.environ.get("MS_ROLE", "") != ""
+
+
+def threads_per_rank(local_ranks: int) -> int:
+    """Cores of this machine that this process may use, shared out among its ranks; at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
+
+def launch(job: Launch, command: Sequence[str]) -> int:
+    """Runs `command` (a Python script or `-m` module with its arguments, without the interpreter) as the job's ranks.
+
+    Ctrl-C and SIGTERM are passed on to the ranks, so that they can save what they have.
+
+    Returns:
+        0 when all ranks here have ended well; otherwise the exit code for this process.
+
+    Raises:
+        ConfigError: the port is taken, or the log folder can not be made.
+    """
+    if job.node_rank == 0:
+        _require_free(job)
+    _prepare_logs(job)
+    watcher = _Watcher(job, _start(job, command))
+    previous = {number: signal.signal(number, watcher.pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return watcher.watch()
+    finally:
+        watcher.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _require_free(job: Launch) -> None:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((job.master_addr, job.master_port))
+        except OSError as error:
+            raise ConfigError(
+                f"can not listen on {job.master_addr}:{job.master_port}: {error.strerror}; give another --master_port"
+            ) from None
+
+
+def _prepare_logs(job: Launch) -> None:
+    try:
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        for rank in job.ranks:  # of an earlier job
+            (job.log_dir / f"rank_{rank}.log").unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can not write logs into {job.log_dir}: {error.strerror}") from None
+
+
+def _start(job: Launch, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    for variable in THREAD_VARIABLES:
+        environment.setdefault(variable, str(threads_per_rank(job.local)))
+    environment.setdefault(_WAIT_VARIABLE, _WAIT_SECONDS)
+    environment.setdefault("GLOG_v", "3")  # MindSpore's errors only
+    # msrun starts "python": this very interpreter must be the first of that name
+    environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", "")))
+    msrun = shutil.which("msrun", path=environment["PATH"])
+    if msrun is None:
+        raise ConfigError("msrun is not installed beside this Python; it comes with mindspore")
+    words = [msrun, "--worker_num", job.worker_num, "--local_worker_num", job.local]
+    words += ["--master_addr", job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank]
+    words += ["--log_dir", job.log_dir, "--worker_log_name", "rank", "--tail_worker_log", "-1", "--join", "True"]
+    words += ["python", *command]
+    with (job.log_dir / f"msrun_{job.node_rank}.log").open("wb") as log:
+        return subprocess.Popen(
+            [str(word) for word in words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+class _Watcher:
+    """Follows one msrun and the processes that it has started."""
+
+    def __init__(self, job: Launch, msrun: subprocess.Popen[bytes]) -> None:
+        self.job, self.msrun = job, msrun
+        self.started: dict[int, psutil.Process] = {}
+        self.rank_of: dict[int, int] = {}
+        self.requested: int | None = None  # the signal that asked for an end
+
+    def pass_on(self, number: int, _: FrameType | None) -> None:
+        """Hands a signal to every rank."""
+        self.requested = number
+        for process in self.rank_of:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.started[process].send_signal(number)
+
+    def watch(self) -> int:
+        """Waits for the ranks; shows rank 0's log meanwhile. Returns the exit code."""
+        console = _Follower(self.job.log_dir / "rank_0.log") if 0 in self.job.ranks else None
+        failure = None
+        while failure is None and self.msrun.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            self._find_processes()
+            failure = self._failure()
+            if console:
+                console.show()
+        if console:
+            console.show()
+        if self.requested is not None:
+            return 128 + self.requested
+        failure = failure or self._failure()
+        if failure is None and self.msrun.returncode == 0:
+            return 0
+        self._explain(failure)
+        return 1
+
+    def stop(self) -> None:
+        """Ends whatever is left: politely, then not."""
+        self._find_processes()
+        left = list(self.started.values())
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, left = psutil.wait_procs(left, timeout=_GRACE_SECONDS)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_GRACE_SECONDS)
+        self.msrun.wait()
+
+    def _find_processes(self) -> None:
+        """Learns of msrun's children, and which of them is which rank, while they live."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            msrun = psutil.Process(self.msrun.pid)
+            for process in (msrun, *msrun.children(recursive=True)):
+                self.started.setdefault(process.pid, process)
+        for number, process in self.started.items():
+            if number in self.rank_of or number == self.msrun.pid:
+                continue
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if environment.get("MS_ROLE") == "MS_WORKER" and process.ppid() == self.msrun.pid:
+                    self.rank_of[number] = int(environment[RANK_VARIABLE])
+
+    def _failure(self) -> tuple[int, int] | None:
+        """(process, exit code) of the rank that msrun says has failed first."""
+        match = _FAILED.search(_text(self.job.log_dir / f"msrun_{self.job.node_rank}.log"))
+        return (int(match[1]), int(match[2])) if match else None
+
+    def _explain(self, failure: tuple[int, int] | None) -> None:
+        rank = self.rank_of.get(failure[0]) if failure else None
+        if failure is None or rank is None:
+            print(f"the job failed; its logs are in {self.job.log_dir}", file=sys.stderr)
+            return
+        path = self.job.log_dir / f"rank_{rank}.log"
+        code = failure[1]
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        print(f"rank {rank} {how}; the other ranks were stopped. Its last lines ({path}):", file=sys.stderr)
+        lines = [line for line in _text(path).splitlines() if line.strip() and not _NOISE.match(line)]
+        for line in lines[-_LAST_LINES:]:
+            print(f"  {line}", file=sys.stderr)
+
+
+class _Follower:
+    """Copies what is appended to a file to the console, carriage returns of progress bars included."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[str] | None = None
+
+    def show(self) -> None:
+        """Shows what is new."""
+        if self.file is None:
+            if not self.path.exists():
+                return
+            self.file = self.path.open(encoding="utf-8", errors="replace", newline="")
+        new = self.file.read()
+        kept = "".join(line for line in new.splitlines(keepends=True) if not _NOISE.match(line))
+        if kept:
+            sys.stdout.write(kept)
+            sys.stdout.flush()
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

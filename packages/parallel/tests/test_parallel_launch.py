@@ -1,0 +1,110 @@
+"""Launching: ranks get their environment, a failing rank ends the job and is named, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from codellama_model.config import ConfigError
+from codellama_parallel.launch import Launch, threads_per_rank
+
+# A rank that needs no MindSpore: msrun starts it all the same, as it does its scheduler.
+RANK = """
+import os, sys, time
+if os.environ["MS_ROLE"] != "MS_WORKER":
+    time.sleep(600 if "fail" in sys.argv or "die" in sys.argv else 0)
+    sys.exit(0)
+rank = os.environ["RANK_ID"]
+print(f"rank {rank} of {os.environ['MS_WORKER_NUM']}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
+if "fail" in sys.argv or "die" in sys.argv:
+    if rank == "1":
+        time.sleep(1.5)
+        print("something went wrong here", flush=True)
+        if "die" in sys.argv:
+            os.kill(os.getpid(), 9)
+        sys.exit(3)
+    time.sleep(600)
+"""
+LAUNCH = """
+import sys
+from pathlib import Path
+from codellama_parallel.launch import Launch, launch
+job = Launch(2, master_port=int(sys.argv[1]), log_dir=Path(sys.argv[2]))
+sys.exit(launch(job, [sys.argv[3], *sys.argv[4:]]))
+"""
+PATIENCE = 60  # seconds: what a user is promised
+
+
+def start(folder: Path, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "rank.py"
+    script.write_text(RANK)
+    command = [sys.executable, "-c", LAUNCH, str(port), str(folder / "log"), str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def left_behind(folder: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder / "rank.py") in process.cmdline():
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_job_that_ends_well_shows_rank_0_and_keeps_a_log_of_each(tmp_path, port):
+    job = start(tmp_path, port)
+    threads = os.environ.get("OMP_NUM_THREADS", threads_per_rank(2))
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines() == [f"rank 0 of 2, {threads} threads"]
+    assert "rank 1 of 2" in (tmp_path / "log" / "rank_1.log").read_text()
+    assert not left_behind(tmp_path)
+
+
+@pytest.mark.parametrize(("how", "words"), [("fail", "ended with exit code 3"), ("die", "was killed by signal 9")])
+def test_a_rank_that_fails_stops_the_job_and_is_named(tmp_path, port, how, words):
+    begin = time.monotonic()
+    job = start(tmp_path, port, how)
+    assert job.returncode == 1
+    assert f"rank 1 {words}" in job.stderr and "something went wrong here" in job.stderr
+    assert time.monotonic() - begin < PATIENCE
+    assert not left_behind(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"worker_num": 0}, "worker_num must be 1 or more"),
+        ({"worker_num": 2, "local_worker_num": 3}, "local_worker_num must be 1 to worker_num 2"),
+        ({"worker_num": 4, "local_worker_num": 2, "node_rank": 2}, "do not fit among the 4"),
+        ({"worker_num": 1, "master_port": 80}, "master_port must be"),
+    ],
+)
+def test_impossible_jobs_are_refused(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        Launch(**values)
+
+
+def test_cores_are_shared_out():
+    cores = len(os.sched_getaffinity(0))
+    assert threads_per_rank(1) == cores
+    assert threads_per_rank(10 * cores) == 1
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path, port):
+    import socket
+
+    from codellama_parallel.launch import launch
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(ConfigError, match="give another --master_port"):
+            launch(Launch(2, master_port=port, log_dir=tmp_path / "log"), ["rank.py"])
+    assert not (tmp_path / "log").exists()
