@@ -11,6 +11,7 @@ import numpy as np
 from codellama_ckpt import Checkpoint, CheckpointError, latest, open_checkpoint
 from codellama_model import Generator, LlamaConfig, LlamaForCausalLM, Sampling, Token, sequence_logits
 from codellama_model.config import ConfigError
+from codellama_model.quantization import WEIGHT_DTYPES, WeightDtype
 from codellama_tokenizer import CodeLlamaTokenizer, IncrementalDecoder
 from numpy.typing import NDArray
 
@@ -51,20 +52,26 @@ class CodeLlama:
         *,
         fallback_config: LlamaConfig | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
+        weight_dtype: WeightDtype = "fp32",
     ) -> CodeLlama:
-        """Loads a checkpoint of any kind, tensor by tensor, in float32. Puts MindSpore into graph mode.
+        """Loads a checkpoint of any kind, tensor by tensor. Puts MindSpore into graph mode.
 
         Args:
             path: a Hugging Face directory of a Llama model (safetensors), a training run's directory (its newest
                 checkpoint), a sharded checkpoint, or a full checkpoint file.
             fallback_config: the network's sizes, for a checkpoint that does not say them.
             tokenizer: a SentencePiece model; by default `tokenizer.model` of the directory or of its run.
+            weight_dtype: how the matrices are kept, whatever the checkpoint stores: "fp32", "fp16", or "int8" with a
+                scale for each 64 neighbours. All are computed with in float32.
 
         Raises:
+            ValueError: another `weight_dtype`.
             CheckpointError: no checkpoint, a damaged one, or tensors that do not fit.
             ConfigError: the sizes are not given, or not those of a Llama network.
             TokenizerError: a tokenizer that can not be read, or with more pieces than the network has rows.
         """
+        if weight_dtype not in WEIGHT_DTYPES:
+            raise ValueError(f"weight_dtype must be one of {', '.join(WEIGHT_DTYPES)}, found {weight_dtype!r}")
         path = Path(path)
         home = path if path.is_dir() else path.parent
         if (path / CHECKPOINTS).is_dir():
@@ -78,7 +85,7 @@ class CodeLlama:
         if loaded is not None and loaded.vocab_size > config.vocab_size:
             loaded.check_vocab_size(config.vocab_size)
         start_mindspore()
-        return cls(network_from(config, checkpoint), loaded, stop_ids)
+        return cls(network_from(config, checkpoint, weight_dtype), loaded, stop_ids)
 
     def logits(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """ids int [batch, seq] -> logits float32 [batch, seq, vocab].

@@ -14,12 +14,32 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from codellama_model.config import ConfigError, LlamaConfig, preset
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from codellama_parallel.strategy import ParallelConfig
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-_STRICT_KEYS = ConfigDict(extra="forbid")
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+LORA_TARGETS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # the matrices of a layer
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # which Python, and so pydantic, takes for 0 and 1
+        raise ValueError("must be a number")
+    return value
+
+
+def _names(value: object) -> object:
+    """`wq,wv`, as on a command line, is a list too."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+_STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
+_Number = BeforeValidator(_number)
+PositiveInt = Annotated[int, Field(gt=0), _Number]
+Count = Annotated[int, Field(ge=0), _Number]
+Positive = Annotated[float, Field(gt=0), _Number]
+NotNegative = Annotated[float, Field(ge=0), _Number]
+Share = Annotated[float, Field(ge=0, le=1), _Number]
+Below1 = Annotated[float, Field(ge=0, lt=1), _Number]
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -32,11 +52,11 @@ class DatasetConfig:
         eval_dataset_dir: the same for the held-out loss; None with `train_dataset_dir` means no held-out loss.
         corpus: "stdlib" (the running Python's standard library), a folder, a glob or a file.
         seq_length: tokens a row is trained on, S.
-        batch_size: rows a step, B.
+        batch_size: rows of a micro-batch, B; a step takes `gradient_accumulation_steps` of them.
         fim_rate: share of documents turned into fill-in-the-middle (paper: 0.9).
         fim_spm_rate: share of those in suffix-prefix-middle order (paper: 0.5).
         eval_share: share of the corpus's files that is held out.
-        eval_rows: how many held-out rows are scored at the end.
+        eval_rows: how many held-out rows a validation scores at most.
     """
 
     train_dataset_dir: str | None = None
@@ -46,7 +66,7 @@ class DatasetConfig:
     batch_size: PositiveInt = 1
     fim_rate: Share = 0.9
     fim_spm_rate: Share = 0.5
-    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_share: Annotated[float, Field(gt=0, lt=1), _Number] = 0.1
     eval_rows: PositiveInt = 400
 
 
@@ -59,23 +79,55 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
 class OptimizerConfig:
-    """AdamW, Llama 2's values; `max_grad_norm` clips the gradients' joint norm."""
+    """AdamW, float32 moments, Llama 2's values; norms do not decay; `max_grad_norm` clips the gradients' joint norm."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Positive = 1e-5
+    beta1: Below1 = 0.9
+    beta2: Below1 = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
 class ScheduleConfig:
-    """Learning rate over the steps: linear warm-up over `warmup_ratio` of them, then to `lr_end_ratio` of the peak."""
+    """Learning rate over the steps: a linear warm-up, then down to `lr_end_ratio` of the peak.
+
+    The warm-up takes `warmup_steps`, or where that is None `warmup_ratio` of all steps.
+    """
 
     type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Count | None = None
     warmup_ratio: Share = 0.03
     lr_end_ratio: Share = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class LossScaleConfig:
+    """Dynamic loss scaling of float16 runs: divided by `factor` on overflow, times it after `window` good steps."""
+
+    initial: Annotated[float, Field(ge=1), _Number] = 65536.0
+    factor: Annotated[float, Field(gt=1), _Number] = 2.0
+    window: PositiveInt = 1000
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class LoraConfig:
+    """Low-rank adapters (arXiv:2106.09685): only they train and are saved.
+
+    Args:
+        rank: r; None trains the whole network.
+        alpha: the adapters' product is scaled by alpha / rank.
+        targets: matrices of every layer that get an adapter.
+        adapter_path: adapters to start from: a LoRA run, one of its checkpoints or a PEFT directory.
+    """
+
+    rank: PositiveInt | None = None
+    alpha: Positive = 16.0
+    targets: Annotated[
+        tuple[Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"], ...], Field(min_length=1), BeforeValidator(_names)
+    ] = ("wq", "wv")
+    adapter_path: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -88,46 +140,89 @@ class GenerationConfig:
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
 class RunConfig:
-    """One run. `model` holds `preset: NAME` and any keys of `LlamaConfig` over it.
+    """One run.
+
+    `model` holds `preset: NAME` and any keys of `LlamaConfig` over it; the name `checkpoint` means the sizes of
+    `load_checkpoint`.
 
     Args:
         run_mode: "train" starts from random weights, "finetune" from `load_checkpoint`.
         output_dir: the run's directory.
         load_checkpoint: any checkpoint that `codellama_ckpt.open_checkpoint` reads.
+        resume_training: go on from the newest checkpoint in `output_dir`, exactly; from the start where there is none.
+        resume_anyway: go on although the configuration differs from the checkpoint's.
         seed: of weights, data order and fill-in-the-middle.
-        max_steps: optimizer steps.
-        save_steps: a checkpoint every so many steps, and one at the end.
+        max_steps, epochs: optimizer steps, passes over the data; the run ends with whichever ends first.
+        gradient_accumulation_steps: micro-batches whose gradients add up to one step.
+        compute_dtype: of matrix products, where the device has it; else float32, which the run says at its start.
+        recompute: drop what a layer computes and compute it again in the backward pass: less memory, more time.
+        z_loss: weight of the squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311, section 5).
+        save_steps, save_minutes: a checkpoint every so many steps, and every so many minutes; one at the end always.
+        keep_last: how many of the newest checkpoints to keep; None keeps all.
+        keep_best: how many of those with the lowest validation loss to keep besides.
+        eval_steps: a validation every so many steps; None validates at the end only.
+        tensorboard: also write the metrics for TensorBoard, into `tensorboard/` of the run's directory.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=lambda: {"preset": "codellama_7b"})
     run_mode: Literal["train", "finetune"] = "train"
     output_dir: str = "output"
     load_checkpoint: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_steps: PositiveInt = 1000
+    resume_training: bool = False
+    resume_anyway: bool = False
+    seed: Count = 0
+    max_steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    gradient_accumulation_steps: PositiveInt = 1
+    compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    recompute: bool = False
+    z_loss: NotNegative = 0.0
     save_steps: PositiveInt = 1000
+    save_minutes: Positive | None = None
+    keep_last: PositiveInt | None = None
+    keep_best: Count = 0
+    eval_steps: PositiveInt | None = None
+    tensorboard: bool = False
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     lr_schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    loss_scale: LossScaleConfig = dataclasses.field(default_factory=LossScaleConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    parallel_config: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
-        self.llama()  # refuses impossible sizes at once
+        llama = self.llama()  # refuses impossible sizes at once
         if self.run_mode == "finetune" and not self.load_checkpoint:
             raise ConfigError("run_mode finetune starts from a checkpoint: give load_checkpoint")
         if self.run_mode == "train" and self.load_checkpoint:
             raise ConfigError("load_checkpoint needs run_mode finetune; run_mode train starts from random weights")
-        if self.dataset.seq_length > self.llama().max_position_embedding:
+        if self.lora.rank is not None and self.run_mode != "finetune":
+            raise ConfigError(f"lora.rank {self.lora.rank} needs run_mode finetune: adapters belong to trained weights")
+        if self.lora.adapter_path is not None and self.lora.rank is None:
+            raise ConfigError("lora.adapter_path needs lora.rank, that of the adapters")
+        if self.dataset.seq_length > llama.max_position_embedding:
             raise ConfigError(
                 f"dataset.seq_length {self.dataset.seq_length} exceeds"
-                f" model.max_position_embedding {self.llama().max_position_embedding}"
+                f" model.max_position_embedding {llama.max_position_embedding}"
             )
+        warmup = self.lr_schedule.warmup_steps
+        if warmup is not None and self.max_steps is not None and warmup > self.max_steps:
+            raise ConfigError(f"lr_schedule.warmup_steps {warmup} exceeds max_steps {self.max_steps}")
+        if self.keep_best and (self.eval_steps is None or self.save_steps % self.eval_steps):
+            raise ConfigError(
+                f"keep_best {self.keep_best} compares checkpoints by their validation loss: save_steps"
+                f" {self.save_steps} must be a multiple of eval_steps, found {self.eval_steps}"
+            )
+        if self.keep_best and self.keep_last is None:
+            raise ConfigError(f"keep_best {self.keep_best} needs keep_last: without it every checkpoint is kept")
 
     def llama(self) -> LlamaConfig:
         """The network's sizes."""
         values = dict(self.model)
-        base = preset(str(values.pop("preset"))) if "preset" in values else LlamaConfig()
+        name = values.pop("preset", None)
+        base = LlamaConfig() if name is None else self._of_checkpoint() if name == "checkpoint" else preset(str(name))
         fields = {field.name: field.type for field in dataclasses.fields(LlamaConfig)}
         for key, value in values.items():
             if key not in fields:
@@ -135,10 +230,22 @@ class RunConfig:
             values[key] = _convert(f"model.{key}", value, str(fields[key]))
         return dataclasses.replace(base, **values)
 
+    def _of_checkpoint(self) -> LlamaConfig:
+        from codellama_app.checkpoint_sizes import checkpoint_sizes  # noqa: PLC0415  (reads files, for this one preset)
+
+        sizes = checkpoint_sizes(Path(self.load_checkpoint)) if self.load_checkpoint else None
+        if sizes is None:
+            raise ConfigError(
+                f"model.preset checkpoint: load_checkpoint {self.load_checkpoint} does not say the network's sizes; put"
+                " its config.json beside it, or give a preset"
+            )
+        return sizes
+
     def to_yaml(self) -> str:
         """The configuration as a file that `load_config` reads back."""
         values = dataclasses.asdict(self)
         values["model"] = self.llama().to_dict()
+        values["lora"]["targets"] = list(self.lora.targets)
         return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -177,13 +284,30 @@ def _read(name_or_file: str) -> dict[str, Any]:
     else:
         raise ConfigError(f"no configuration {name_or_file!r}: neither a file nor one of {', '.join(config_names())}")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise ConfigError(f"configuration {name_or_file} is no YAML: {where}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {name_or_file} must be a table of keys, found {type(values).__name__}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types, and no key twice: YAML would take the last one without a word."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[object] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:
@@ -218,4 +342,8 @@ def _first_fault(error: ValidationError) -> str:
         return f"unknown key {key!r}; known: {', '.join(field.name for field in dataclasses.fields(section))}"
     if not key:
         return fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "dataclass_type":
+        return f"{key} must be a table of keys, found {fault['input']!r}"
+    if fault["type"] == "value_error":
+        return f"{key} {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r}"
     return f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, found {fault['input']!r}"

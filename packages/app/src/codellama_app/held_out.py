@@ -17,8 +17,10 @@ from codellama_app.loss_inputs import loss_inputs
 
 
 def network_loss(loss: CausalLMLoss, rows: Path, config: RunConfig) -> float:
-    """Mean loss in nats per token over the held-out rows."""
-    loss.set_train(False)
+    """Mean loss in nats per token over the held-out rows.
+
+    `loss` must be in evaluation use (and not the one that trains: switching that to and fro compiles its step again).
+    """
     total = tokens = 0.0
     for batch in _held_out(rows, config):
         batch_total, batch_tokens = loss(*loss_inputs(batch))

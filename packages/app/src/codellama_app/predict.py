@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from codellama_model.quantization import WEIGHT_DTYPES
+
 from codellama_app.command import Parser, UserError, run
 from codellama_app.config import RunConfig, config_names, load_config
 
@@ -73,7 +75,9 @@ def _main(arguments: Sequence[str]) -> None:
         raise UserError(f"--{error}") from None
     start = time.perf_counter()
     # the checkpoint says its own sizes; the configuration's are for those that do not
-    lm = CodeLlama.from_pretrained(checkpoint, tokenizer=flags.tokenizer, fallback_config=config.llama())
+    lm = CodeLlama.from_pretrained(
+        checkpoint, tokenizer=flags.tokenizer, fallback_config=config.llama(), weight_dtype=flags.weight_dtype
+    )
     if lm.tokenizer is None:
         raise UserError(f"{checkpoint} comes without tokenizer.model: give --tokenizer FILE")
     unescape = _unescaped if flags.escape else str
@@ -112,6 +116,12 @@ def _parser() -> Parser:
         help="Hugging Face directory, run directory, sharded or full checkpoint; default: the run of the configuration",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.model, where the checkpoint comes without one")
+    parser.add_argument(
+        "--weight_dtype",
+        choices=WEIGHT_DTYPES,
+        default="fp32",
+        help="how weights are kept in memory: fp16 takes half of fp32, int8 a quarter (default fp32)",
+    )
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to continue")
     parser.add_argument("--prompt_file", metavar="F.jsonl", help='rows {"prompt": ...}; with "suffix": infilling')
     parser.add_argument("--infill", nargs=2, metavar=("PREFIX", "SUFFIX"), help="fill in between the two")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from codellama_ckpt import step_directory
 
-from codellama_app.codellama import CHECKPOINTS, TOKENIZER
-from codellama_app.metrics import LOSS_PICTURE, METRICS
+from codellama_app.checkpoint_sizes import CHECKPOINTS, TOKENIZER
+from codellama_app.metrics import LOSS_PICTURE, METRICS, TENSORBOARD
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 _PREVIOUS = "previous"
-_CONTENT = (CHECKPOINTS, CONFIG, LOSS_PICTURE, METRICS, SUMMARY, TOKENIZER)
+_CONTENT = (CHECKPOINTS, CONFIG, LOSS_PICTURE, METRICS, SUMMARY, TENSORBOARD, TOKENIZER)
 
 
 def start(directory: Path) -> None:

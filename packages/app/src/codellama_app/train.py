@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -21,9 +19,21 @@ _FLAGS = {
     "train_dataset_dir": "dataset.train_dataset_dir",
     "eval_dataset_dir": "dataset.eval_dataset_dir",
     "load_checkpoint": "load_checkpoint",
+    "resume_training": "resume_training",
+    "resume_anyway": "resume_anyway",
     "output_dir": "output_dir",
     "max_steps": "max_steps",
+    "epochs": "epochs",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "compute_dtype": "compute_dtype",
+    "recompute": "recompute",
+    "z_loss": "z_loss",
     "save_steps": "save_steps",
+    "save_minutes": "save_minutes",
+    "keep_last": "keep_last",
+    "keep_best": "keep_best",
+    "eval_steps": "eval_steps",
+    "tensorboard": "tensorboard",
     "seed": "seed",
 }
 _HELP = {
@@ -31,9 +41,21 @@ _HELP = {
     "train_dataset_dir": "MindRecord file to train on; without it, rows are made of dataset.corpus",
     "eval_dataset_dir": "MindRecord file for the held-out loss",
     "load_checkpoint": "Hugging Face directory, run directory, sharded or full checkpoint",
+    "resume_training": "True: go on from the newest checkpoint in --output_dir",
+    "resume_anyway": "True: although the configuration differs from the checkpoint's",
     "output_dir": "directory of the run",
     "max_steps": "optimizer steps",
+    "epochs": "passes over the data; the run ends with this or --max_steps",
+    "gradient_accumulation_steps": "micro-batches a step",
+    "compute_dtype": "float32, float16 or bfloat16, where the device has it",
+    "recompute": "True: less memory, more time",
+    "z_loss": "weight of the z-loss",
     "save_steps": "a checkpoint every so many steps",
+    "save_minutes": "and every so many minutes",
+    "keep_last": "newest checkpoints to keep; all by default",
+    "keep_best": "checkpoints of the lowest validation loss to keep besides",
+    "eval_steps": "a validation every so many steps",
+    "tensorboard": "True: write TensorBoard's files too",
     "seed": "of weights and data order",
 }
 
@@ -54,79 +76,39 @@ def _main(arguments: Sequence[str]) -> None:
     )
     for flag in _FLAGS:
         parser.add_argument(f"--{flag}", help=_HELP[flag], metavar=flag.rsplit("_", 1)[-1].upper())
+    parser.add_argument("--dry_run", action="store_true", help="print the plan, read one batch, stop")
     known, overrides = parser.parse_with_overrides(arguments)
     given = [(key, getattr(known, flag)) for flag, key in _FLAGS.items() if getattr(known, flag) is not None]
     config = load_config(known.config, given + overrides)
-    train(config, known.config)
+    train(config, known.config, dry_run=known.dry_run)
 
 
-def train(config: RunConfig, name: str) -> None:
+def train(config: RunConfig, name: str, dry_run: bool = False) -> None:
     """Runs a training and prints what it does; everything it makes is in `config.output_dir`.
 
     Raises:
         UserError, ConfigError, DataError, TokenizerError, CheckpointError: see the message.
         InterruptedRunError: Ctrl-C or SIGTERM after a step; the checkpoint is saved.
     """
-    # MindSpore takes about a second to load: after the arguments and the configuration have been found good
-    from codellama_ckpt import open_checkpoint  # noqa: PLC0415
+    # NumPy and MindSpore load after the arguments and the configuration have been found good
+    from codellama_app.metrics import check_tensorboard  # noqa: PLC0415
+    from codellama_app.run import Plan, execute  # noqa: PLC0415
 
-    from codellama_app import corpus_data, run_directory  # noqa: PLC0415
-    from codellama_app.codellama import TOKENIZER  # noqa: PLC0415
-    from codellama_app.command import start_mindspore  # noqa: PLC0415
-    from codellama_app.held_out import bigram_loss, network_loss  # noqa: PLC0415
-    from codellama_app.metrics import draw_loss  # noqa: PLC0415
-    from codellama_app.peak import matmul_flops_per_second  # noqa: PLC0415
-    from codellama_app.trainer import Trainer  # noqa: PLC0415
-    from codellama_app.weights import network_from, random_network  # noqa: PLC0415
-
-    data = config.dataset
-    llama = config.llama()
-    directory = Path(config.output_dir)
-    checkpoint = open_checkpoint(config.load_checkpoint) if config.load_checkpoint else None
-    model_file: Path | None = Path(config.tokenizer.model_file) if config.tokenizer.model_file else None
-    if data.train_dataset_dir is None:
-        made = corpus_data.prepare(config)
-        made.tokenizer.check_vocab_size(llama.vocab_size)
-        train_rows, eval_rows, model_file = made.train_rows, made.eval_rows, made.tokenizer.model_file
-    else:
-        train_rows = Path(data.train_dataset_dir)
-        eval_rows = Path(data.eval_dataset_dir) if data.eval_dataset_dir else None  # type: ignore[assignment]
-
-    start_mindspore()
-    peak = matmul_flops_per_second()
-    print(
-        f"network: {llama.num_parameters() / 1e6:.1f} M parameters, {llama.num_layers} layers,"
-        f" hidden {llama.hidden_size}, {llama.num_heads} heads over {llama.kv_heads} key/value heads\n"
-        f"machine: {len(os.sched_getaffinity(0))} cores, {peak / 1e9:.0f} GFLOP/s in float32 matrix products",
-        flush=True,
-    )
-    network = network_from(llama, checkpoint) if checkpoint else random_network(llama, config.seed)
-    trainer = Trainer(config, network, train_rows, directory, peak)
-    run_directory.start(directory)
-    (directory / run_directory.CONFIG).write_text(config.to_yaml(), encoding="utf-8")
-    if model_file is not None:
-        shutil.copyfile(model_file, directory / TOKENIZER)
-    print("compiling the training step, then training:", flush=True)
-    result = trainer.run()
-
-    summary = {"steps": config.max_steps, "tokens": result.tokens, "seconds": result.seconds, "loss": result.loss}
-    print(
-        f"trained on {result.tokens:,} tokens in {result.seconds:.0f} s"
-        f" ({result.compile_seconds:.0f} s of it compiling); last loss {result.loss:.3f}",
-        flush=True,
-    )
-    levels: dict[str, float] = {}
-    if eval_rows is not None:
-        levels["held-out loss"] = network_loss(trainer.loss, eval_rows, config)
-    if data.train_dataset_dir is None:
-        levels["bigram model"] = bigram_loss(train_rows, eval_rows, config)
-    for label, level in levels.items():
-        summary[label.replace(" ", "_").replace("-", "_")] = level
+    if config.tensorboard:
+        check_tensorboard()
+    plan = Plan.of(config)
+    print(plan.text, flush=True)
+    if dry_run:
+        print(f"{plan.one_batch()}\nthe configuration as resolved:\n{config.to_yaml().rstrip()}")
+        return
+    finished = execute(plan)
+    for label, level in finished.levels.items():
         print(f"{label + ':':15} {level:.3f} nats per token, perplexity {math.exp(level):.1f}", flush=True)
-    picture = draw_loss(directory, levels)
-    (directory / run_directory.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"saved in {directory}: checkpoints, {picture.name}, metrics.jsonl, config.yaml, summary.json")
-    print(f"predict with: {_how_to_predict(config, name, directory)}")
+    print(f"saved in {config.output_dir}: {', '.join(finished.files)}")
+    if config.lora.rank is None:
+        print(f"predict with: {_how_to_predict(config, name, Path(config.output_dir))}")
+    else:
+        print(f"merge with: codellama-lora merge --adapter_path {config.output_dir} --output_path merged.safetensors")
 
 
 def _how_to_predict(config: RunConfig, name: str, directory: Path) -> str:

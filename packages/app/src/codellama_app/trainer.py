@@ -1,153 +1,191 @@
-"""The training loop: batches in, metrics and checkpoints out, a progress bar meanwhile."""
+"""The training loop: batches in, metrics and checkpoints out, a progress bar meanwhile.
+
+It knows a step as a function from a batch to a loss and a norm, and the state as trees of arrays (or slices of them):
+how many processes compute them is not seen here.
+"""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mindspore as ms
-import numpy as np
-from codellama_ckpt import save_sharded
-from codellama_data import batches, open_rows
-from codellama_model import AdamW, CausalLMLoss, LlamaForCausalLM
-from mindspore import Tensor
-from numpy.typing import NDArray
-from tqdm import tqdm
+from codellama_data import DataError
 
-from codellama_app.codellama import config_metadata
 from codellama_app.command import InterruptedRunError, UserError
 from codellama_app.config import RunConfig
 from codellama_app.interrupts import Interrupts
-from codellama_app.loss_inputs import loss_inputs
+from codellama_app.loss_scale import SMALLEST
 from codellama_app.metrics import Metrics
+from codellama_app.progress import ProgressBar
+from codellama_app.resume import run_state
+from codellama_app.retention import prune_checkpoints
 from codellama_app.run_directory import checkpoint_path
+from codellama_app.saving import BackgroundSaver
 from codellama_app.schedule import learning_rate
-from codellama_app.training_step import TrainingStep
-from codellama_app.weights import tree_of
+from codellama_app.state import Progress, TrainingState
+from codellama_app.training_rows import Batch, TrainingRows
+from codellama_app.training_step import Step, StepResult
 
-_BAR = "{desc}{n_fmt}/{total_fmt} steps |{bar:20}| {postfix}, {remaining} left"
-_RATE_GAIN = 0.1  # weight of the newest step in the shown tokens per second
+
+@dataclass(frozen=True)
+class Run:
+    """What a loop works with, beside its configuration.
+
+    Attributes:
+        directory: of the run; exists.
+        rows: stand at the first batch to come.
+        step: trains on a batch.
+        state: the arrays that the step changes.
+        metadata: text that every checkpoint carries.
+        data_digest: of the rows.
+        max_steps: optimizer steps of the whole run.
+        flops_per_token: of a forward and backward pass.
+        peak_flops: FLOP/s that all devices together reach in matrix products, measured.
+        devices: how many there are.
+        validate: the held-out loss as it is now; None where nothing is held out.
+    """
+
+    directory: Path
+    rows: TrainingRows
+    step: Step
+    state: TrainingState
+    metadata: Mapping[str, str]
+    data_digest: str
+    max_steps: int
+    flops_per_token: float
+    peak_flops: float
+    devices: int = 1
+    validate: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How the loop went: seconds of all steps, the first of which compiles the graph; the last step's loss."""
+    """How the loop went: seconds of this process's first step, which compiles the graph; the last step's loss."""
 
-    seconds: float
     compile_seconds: float
-    tokens: int
-    loss: float
+    loss: float | None
 
 
-class Trainer:
-    """Trains `network` on the MindRecord rows of `train_rows` as `config` says.
+def train_steps(config: RunConfig, run: Run, progress: Progress, last_checkpoint: Path | None = None) -> Trained:
+    """Trains from the step after `progress.step` to `run.max_steps`; `progress` moves along.
 
     Args:
-        config: the run.
-        network: is trained in place.
-        train_rows: rows of seq_length + 1 ids.
-        directory: the run's directory; exists.
-        peak_flops: the machine's measured matrix-product rate, FLOP/s.
+        config: the run's.
+        run: what the loop works with.
+        progress: how far the run is.
+        last_checkpoint: the one that it was resumed from.
 
     Raises:
-        UserError: the rows are not those of the configuration.
+        InterruptedRunError: Ctrl-C or SIGTERM; the step was finished and a checkpoint saved.
+        UserError: the loss is no longer finite, or the last checkpoint could not be saved.
+        DataError: a row is damaged; the state before it is saved.
     """
-
-    def __init__(
-        self, config: RunConfig, network: LlamaForCausalLM, train_rows: Path, directory: Path, peak_flops: float
-    ) -> None:
-        self.config, self.network, self.train_rows, self.directory = config, network, train_rows, directory
-        self.peak_flops = peak_flops
-        check_rows(train_rows, config)
-        optimizer = config.optimizer
-        self.loss = CausalLMLoss(network)
-        self.step = TrainingStep(
-            self.loss,
-            AdamW(
-                network.trainable_params(),
-                beta1=optimizer.beta1,
-                beta2=optimizer.beta2,
-                eps=optimizer.eps,
-                weight_decay=optimizer.weight_decay,
-            ),
-            optimizer.max_grad_norm,
-        )
-        self.step.set_train(True)
-
-    def run(self) -> Trained:
-        """Trains to `max_steps`.
-
-        Raises:
-            InterruptedRunError: Ctrl-C or SIGTERM; the step was finished and a checkpoint saved.
-            UserError: the loss is no longer finite.
-        """
-        config = self.config
-        tokens_a_step = config.dataset.batch_size * config.dataset.seq_length
-        flops_a_token = config.llama().flops_per_token(config.dataset.seq_length)
-        rows = batches(self.train_rows, config.dataset.batch_size, seed=config.seed)
-        rate, seconds, loss, first = 0.0, 0.0, math.nan, 0.0
-        bar = tqdm(total=config.max_steps, unit="step", dynamic_ncols=True, bar_format=_BAR)
-        with Interrupts() as interrupts, Metrics(self.directory) as metrics, bar:
-            for step in range(1, config.max_steps + 1):
+    saver = BackgroundSaver(last_checkpoint)
+    compile_seconds, loss = 0.0, None
+    saved_at = time.monotonic()
+    bar = ProgressBar(run.max_steps, progress.step, run.flops_per_token, run.peak_flops)
+    try:
+        with Interrupts() as interrupts, Metrics(run.directory, progress.step, config.tensorboard) as metrics, bar:
+            while progress.step < run.max_steps:
                 start = time.perf_counter()
-                batch = next(rows)
-                lr = learning_rate(step, config.max_steps, config.optimizer.learning_rate, config.lr_schedule)
-                loss, norm = self._update(batch, lr)
-                elapsed = time.perf_counter() - start
-                seconds += elapsed
-                first = first or elapsed  # compiles the graph: left out of the rate
-                rate = tokens_a_step / elapsed if step <= 2 else rate + (tokens_a_step / elapsed - rate) * _RATE_GAIN
-                metrics.step(
-                    {
-                        "step": step,
-                        "loss": loss,
-                        "lr": lr,
-                        "grad_norm": norm,
-                        "tokens_per_second": tokens_a_step / elapsed,
-                        "peak_share": tokens_a_step / elapsed * flops_a_token / self.peak_flops,
-                        "seconds": seconds,
-                    }
+                try:
+                    batch = next(run.rows)
+                except DataError as error:
+                    where = _save_and_wait(config, run, progress, saver)
+                    raise DataError(
+                        f"step {progress.step + 1}: {error} (the state before it is saved in {where})"
+                    ) from None
+                rate = learning_rate(
+                    progress.step + 1, run.max_steps, config.optimizer.learning_rate, config.lr_schedule
                 )
-                share = rate * flops_a_token / self.peak_flops
-                bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s, {share:.0%} of peak", refresh=False)
-                bar.update()
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise UserError(
-                        f"step {step}: loss {loss}, gradient norm {norm}: the run has diverged; lower"
-                        " optimizer.learning_rate (checkpoints of earlier steps are kept)"
-                    )
+                scale = progress.loss_scale.value
+                result = run.step(rate, scale, batch)
+                _advance(run, progress, batch, result, time.perf_counter() - start)
+                compile_seconds = compile_seconds or time.perf_counter() - start
+                line = _metrics(run, bar, progress, batch, result, rate, time.perf_counter() - start)
+                if run.validate and config.eval_steps and progress.step % config.eval_steps == 0:
+                    progress.eval_loss, progress.eval_step = run.validate(), progress.step
+                    line["eval_loss"] = progress.eval_loss
+                    bar.write(f"step {progress.step}: validation loss {progress.eval_loss:.3f}")
+                if progress.loss_scale.dynamic:
+                    line |= {"loss_scale": scale, "skipped": progress.loss_scale.skipped}
+                metrics.step(line)
+                bar.step(result, rate, line["tokens_per_second"])
+                loss = result.loss
                 if interrupts.requested:
-                    bar.close()
-                    raise InterruptedRunError(f"interrupted after step {step}; checkpoint saved in {self.save(step)}")
-                if step % config.save_steps == 0 or step == config.max_steps:
-                    self.save(step)
-        return Trained(seconds, first, tokens_a_step * config.max_steps, loss)
-
-    def save(self, step: int) -> Path:
-        """Saves the network after `step`; returns the checkpoint's directory."""
-        path = checkpoint_path(self.directory, step)
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            save_sharded(
-                tree_of(self.network), path, metadata=config_metadata(self.network.config) | {"step": str(step)}
-            )
-        return path
-
-    def _update(self, batch: dict[str, NDArray[np.int32]], lr: float) -> tuple[float, float]:
-        loss, norm = self.step(Tensor(lr, ms.float32), *loss_inputs(batch))
-        return float(loss.asnumpy()), float(norm.asnumpy())
+                    where = _save_and_wait(config, run, progress, saver)
+                    raise InterruptedRunError(f"interrupted after step {progress.step}; checkpoint saved in {where}")
+                overdue = config.save_minutes and time.monotonic() - saved_at >= config.save_minutes * 60
+                if progress.step % config.save_steps == 0 or overdue or progress.step == run.max_steps:
+                    _save(config, run, progress, saver)
+                    saved_at = time.monotonic()
+    finally:
+        saver.wait()
+    if saver.failure is not None:
+        kept = f"the last good checkpoint is {saver.last}" if saver.last else "no checkpoint was saved"
+        raise UserError(f"the run ended but its last checkpoint was not saved: {saver.failure}; {kept}")
+    return Trained(compile_seconds, loss)
 
 
-def check_rows(path: Path, config: RunConfig) -> None:
-    """Refuses rows that do not fit the configuration."""
-    rows = open_rows(path)
-    data = config.dataset
-    if rows.seq_length != data.seq_length:
+def _advance(run: Run, progress: Progress, batch: Batch, result: StepResult, seconds: float) -> None:
+    """Takes note of a step; UserError where it ended the run."""
+    scaling = progress.loss_scale
+    if not result.finite and not (scaling.dynamic and scaling.value > SMALLEST):
+        places = run.rows.places(progress.step)
+        rows = ", ".join(f"{file.name}:{row}" for file, row in places)
         raise UserError(
-            f"{path} has rows of {rows.seq_length} + 1 ids, the configuration dataset.seq_length {data.seq_length};"
-            " give the one that fits"
+            f"step {progress.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}, batch rows {rows}: the"
+            " run has diverged; lower optimizer.learning_rate or look at these rows (earlier checkpoints are kept)"
         )
-    if len(rows) < data.batch_size:
-        raise UserError(f"{path} has {len(rows)} rows, fewer than one batch (dataset.batch_size {data.batch_size})")
+    scaling.update(overflow=not result.finite)
+    progress.step += 1
+    progress.tokens += _tokens(batch)
+    progress.seconds += seconds
+
+
+def _metrics(
+    run: Run, bar: ProgressBar, progress: Progress, batch: Batch, result: StepResult, rate: float, seconds: float
+) -> dict[str, float]:
+    speed = _tokens(batch) / seconds
+    return {
+        "step": progress.step,
+        "epoch": progress.step / run.rows.steps_per_epoch,
+        "loss": result.loss,
+        "lr": rate,
+        "grad_norm": result.grad_norm,
+        "tokens_per_second": speed,
+        "tokens_per_second_per_device": speed / run.devices,
+        "mfu": bar.mfu(speed),
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+    }
+
+
+def _tokens(batch: Batch) -> int:
+    """Tokens that a batch trains on: one fewer than its ids in every row."""
+    rows, length = batch["input_ids"].shape
+    return rows * (length - 1)
+
+
+def _save(config: RunConfig, run: Run, progress: Progress, saver: BackgroundSaver) -> Path:
+    path = checkpoint_path(run.directory, progress.step)
+    saver.save(
+        path,
+        run.state.tree(),
+        metadata={**run.metadata, "step": str(progress.step)},
+        state=run_state(config, run.data_digest, progress),
+        slices=run.state.slices,
+        after=lambda: prune_checkpoints(path.parent, config.keep_last, config.keep_best),
+    )
+    return path
+
+
+def _save_and_wait(config: RunConfig, run: Run, progress: Progress, saver: BackgroundSaver) -> Path:
+    """Saves and returns where; UserError where that failed."""
+    path = _save(config, run, progress, saver)
+    saver.wait()
+    if saver.failure is not None:
+        raise UserError(f"the run ends after step {progress.step}, which was not saved: {saver.failure}")
+    return path

@@ -1,33 +1,221 @@
-"""One optimizer step as one graph: loss, gradients, clipping, update."""
+"""One optimizer step in graphs: loss, gradients, clipping, update; over one micro-batch or several.
+
+The loss of a step is the sum over all its tokens under loss, divided once. Gradients stay sums until the update, whose
+scale carries everything that they are divided by: tokens, loss scale, clipping.
+"""
 
 from __future__ import annotations
 
-from codellama_model import AdamW, CausalLMLoss, clip_scale, global_norm
-from mindspore import Tensor, nn, ops
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mindspore as ms
+import numpy as np
+from codellama_model import AdamW, clip_scale, global_norm
+from mindspore import Parameter, Tensor, nn, ops
+from numpy.typing import NDArray
+
+from codellama_app.loss_inputs import loss_inputs
+
+Batch = Mapping[str, NDArray[np.int32]]
+_LARGEST = float(np.finfo(np.float32).max)  # a norm beyond it (or none at all) comes of gradients that are not finite
 
 
-class TrainingStep(nn.Cell):
-    """Trains the network inside `loss`; compiled once for a batch shape.
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says of itself.
 
-    Args:
-        loss: maps (input_ids, labels) to the summed loss and the number of tokens under it.
-        optimizer: over the network's trainable parameters, in their order.
-        max_grad_norm: the gradients' joint 2-norm is clipped to it.
+    Attributes:
+        loss: mean over the tokens under loss, in nats.
+        grad_norm: joint 2-norm of the mean loss's gradient, before clipping.
+        tokens: tokens under loss.
     """
 
-    def __init__(self, loss: CausalLMLoss, optimizer: AdamW, max_grad_norm: float) -> None:
+    loss: float
+    grad_norm: float
+    tokens: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradients were."""
+        return math.isfinite(self.loss) and self.grad_norm <= _LARGEST
+
+
+class Step(Protocol):
+    """What the loop calls: trains on a batch.
+
+    Where overflows are part of the method (dynamic loss scaling), gradients that are not finite must change nothing.
+    Otherwise they end the run, and what became of the weights does not matter: the checkpoints are older.
+    """
+
+    def __call__(self, learning_rate: float, loss_scale: float, batch: Batch) -> StepResult: ...
+
+
+class TrainingStep:
+    """The step of one process.
+
+    Args:
+        loss: maps (input_ids, labels[, document_ids]) to the summed loss and the number of tokens under it.
+        optimizer: over what is to be trained.
+        max_grad_norm: the gradients' joint 2-norm is clipped to it.
+        micro_batches: a batch is cut into so many, whose gradients are added up in place.
+        skip_overflows: gradients that are not finite change nothing.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Cell,
+        optimizer: AdamW,
+        max_grad_norm: float,
+        micro_batches: int = 1,
+        skip_overflows: bool = False,
+    ) -> None:
+        self.micro_batches, self.max_grad_norm, self.skip_overflows = micro_batches, max_grad_norm, skip_overflows
+        self._whole = None
+        if micro_batches == 1 and not skip_overflows:
+            # one graph: the gradients never rest in memory of their own
+            self._whole = _WholeStep(loss, optimizer, max_grad_norm)
+            return
+        # An `if` in a graph would decide about the update too, but MindSpore 2.10 (CPU) does not see what is set into
+        # parameters after such a graph's first run. So the gradients rest in sums, and Python decides.
+        sums = _zeros_like(optimizer.parameters)
+        self._accumulate = _Accumulate(loss, optimizer, sums)
+        self._norm, self._update, self._clear = _Norm(optimizer, sums), _Update(optimizer, sums), _Clear(sums)
+
+    def __call__(self, learning_rate: float, loss_scale: float, batch: Batch) -> StepResult:
+        """Trains on `batch` (columns int32 [micro_batches * B, S + 1]) with the loss multiplied by `loss_scale`."""
+        rate, scale = _scalar(learning_rate), _scalar(loss_scale)
+        if self._whole is not None:
+            total, tokens, norm = (_number(value) for value in self._whole(rate, scale, *loss_inputs(batch)))
+            return StepResult(total / max(tokens, 1.0), norm, int(tokens))
+        parts = [self._accumulate(scale, *loss_inputs(part)) for part in split(batch, self.micro_batches)]
+        total = math.fsum(_number(part[0]) for part in parts)
+        tokens = math.fsum(_number(part[1]) for part in parts)
+        divisor = max(tokens, 1.0) * loss_scale
+        result = StepResult(total / max(tokens, 1.0), _number(self._norm()) / divisor, int(tokens))
+        if result.finite or not self.skip_overflows:
+            clipping = self.max_grad_norm / max(result.grad_norm, self.max_grad_norm)
+            self._update(rate, _scalar(clipping / divisor))
+        self._clear()
+        return result
+
+
+def split(batch: Batch, parts: int) -> Sequence[Batch]:
+    """A batch as micro-batches of consecutive rows."""
+    rows = len(next(iter(batch.values()))) // parts
+    return [{name: column[i * rows : (i + 1) * rows] for name, column in batch.items()} for i in range(parts)]
+
+
+class _ScaledLoss(nn.Cell):
+    """(loss scale, inputs) -> the scaled sum, which is differentiated; the sum; the number of tokens."""
+
+    def __init__(self, loss: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
-        self.optimizer = optimizer
-        self.max_grad_norm = max_grad_norm
-        self.gradient = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        self.set_train(True)
 
     def construct(
-        self, learning_rate: Tensor, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
+        self, loss_scale: Tensor, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        total, tokens = self.loss(input_ids, labels, document_ids)
+        return total * loss_scale, total, tokens
+
+
+class _WholeStep(nn.Cell):
+    """A step of one micro-batch: (rate, loss scale, inputs) -> (sum of the loss, tokens, norm)."""
+
+    def __init__(self, loss: nn.Cell, optimizer: AdamW, max_grad_norm: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.gradient = ops.value_and_grad(_ScaledLoss(loss), None, optimizer.parameters, has_aux=True)
+        self.set_train(True)
+
+    def construct(
+        self,
+        learning_rate: Tensor,
+        loss_scale: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        document_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (_, total, tokens), gradients = self.gradient(loss_scale, input_ids, labels, document_ids)
+        divisor = ops.maximum(tokens, 1.0) * loss_scale
+        norm = global_norm(gradients, self.optimizer.squared_norm) / divisor
+        updated = self.optimizer(gradients, learning_rate, clip_scale(norm, self.max_grad_norm) / divisor)
+        return ops.depend(total, updated), tokens, norm
+
+
+class _Accumulate(nn.Cell):
+    """A micro-batch: (loss scale, inputs) -> (sum of the loss, tokens); its gradients are added to `sums`."""
+
+    def __init__(self, loss: nn.Cell, optimizer: AdamW, sums: ms.ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.sums = sums
+        self.gradient = ops.value_and_grad(_ScaledLoss(loss), None, optimizer.parameters, has_aux=True)
+        self.set_train(True)
+
+    def construct(
+        self, loss_scale: Tensor, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A scalar rate, and the columns of a batch, int32 [B, S + 1] -> (mean loss in nats, norm before clipping)."""
-        (total, tokens), gradients = self.gradient(input_ids, labels, document_ids)
-        tokens = ops.maximum(tokens, 1.0)
-        norm = global_norm(gradients) / tokens
-        updated = self.optimizer(gradients, learning_rate, clip_scale(norm, self.max_grad_norm) / tokens)
-        return ops.depend(total / tokens, updated), norm
+        (_, total, tokens), gradients = self.gradient(loss_scale, input_ids, labels, document_ids)
+        added: tuple[Tensor, ...] = ()
+        for index, gradient in enumerate(gradients):
+            added += (ops.assign_add(self.sums[index], gradient),)
+        return ops.depend(total, added), tokens
+
+
+class _Norm(nn.Cell):
+    """-> the joint 2-norm of the summed gradients."""
+
+    def __init__(self, optimizer: AdamW, sums: ms.ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.sums = sums
+
+    def construct(self) -> Tensor:
+        return global_norm(tuple(self.sums), self.optimizer.squared_norm)
+
+
+class _Update(nn.Cell):
+    """An update from the summed gradients: (rate, factor on them) -> the number of updates so far."""
+
+    def __init__(self, optimizer: AdamW, sums: ms.ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.sums = sums
+
+    def construct(self, learning_rate: Tensor, scale: Tensor) -> Tensor:
+        return self.optimizer(tuple(self.sums), learning_rate, scale)
+
+
+class _Clear(nn.Cell):
+    """Sets the sums to 0."""
+
+    def __init__(self, sums: ms.ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.sums = sums
+
+    def construct(self) -> bool:
+        for one in self.sums:
+            ops.assign(one, ops.zeros_like(one))
+        return True
+
+
+def _zeros_like(parameters: ms.ParameterTuple) -> ms.ParameterTuple:
+    return ms.ParameterTuple(
+        [
+            Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"sum.{p.name}", requires_grad=False)
+            for p in parameters
+        ]
+    )
+
+
+def _scalar(value: float) -> Tensor:
+    return Tensor(value, ms.float32)
+
+
+def _number(value: Tensor) -> float:
+    return float(value.asnumpy())
