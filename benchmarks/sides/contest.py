@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sides.hardware import hardware
+from sides.idle import wait_until_idle
 from sides.workers import Worker, environment_python, existing_environment_python
 
 HERE = Path(__file__).parent
@@ -90,7 +91,7 @@ def contest(flags: argparse.Namespace, work: str, kind: str, sizes: list[str]) -
         busy = 0
         for number in range(flags.rounds):
             for name, worker in workers.items():
-                busy += not _wait_until_idle()
+                busy += wait_until_idle(_PATIENCE) > 0
                 seen[name].append(worker.measure())
             print(f"round {number + 1}: " + ", ".join(f"{n} {m[-1][kind]:.1f}" for n, m in seen.items()), flush=True)
     report(work, {n: [m[kind] for m in all_] for n, all_ in seen.items()}, missing, True, busy)
@@ -114,7 +115,7 @@ def cold(flags: argparse.Namespace, work: str, sizes: list[str]) -> None:
         busy = 0
         for _ in range(flags.rounds):
             for name, command in commands.items():
-                busy += not _wait_until_idle()
+                busy += wait_until_idle(_PATIENCE) > 0
                 start = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True, env=_environment(flags))
                 seen[name].append(time.perf_counter() - start)
@@ -194,21 +195,3 @@ def _make(folder: Path, command: list[str]) -> None:
     if done.returncode:
         sys.exit(f"{program} failed:\n{done.stderr}")
     beside.rename(folder)
-
-
-def _wait_until_idle() -> bool:
-    """Waits for a moment in which nothing else computes; False where there was none."""
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until:
-        before = _ticks()
-        time.sleep(_IDLE_SECONDS)
-        idle, whole = (b - a for a, b in zip(before, _ticks(), strict=True))
-        if idle >= _IDLE_SHARE * whole:
-            return True
-    return False
-
-
-def _ticks() -> tuple[int, int]:
-    """(idle, all) of every processor since the system's start."""
-    numbers = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return numbers[3] + numbers[4], sum(numbers)

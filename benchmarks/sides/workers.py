@@ -1,6 +1,7 @@
 """Worker processes of a benchmark: each side runs in an interpreter of its own and answers requests with JSON lines."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ class Worker:
 
 def environment_python(name: str) -> str:
     """The interpreter of one of the workspace's hatch environments, which is made if need be."""
+    if shutil.which("hatch") is None:
+        sys.exit("hatch is not on PATH, and the peers' environments are hatch's; or name an interpreter")
     subprocess.run(["hatch", "env", "create", name], check=False, capture_output=True)
     done = subprocess.run(["hatch", "env", "find", name], check=True, capture_output=True, text=True)
     return str(Path(done.stdout.strip()) / "bin" / "python")

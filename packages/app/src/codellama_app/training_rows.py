@@ -50,7 +50,7 @@ class TrainingRows(Iterator[Batch]):
                 f"{path} has {len(rows)} rows, fewer than one step takes ({batch_size}: dataset.batch_size times"
                 " gradient_accumulation_steps)"
             )
-        self._rows, self._seed, self._batch_size, self._vocab_size = rows, seed, batch_size, vocab_size
+        self._rows, self._vocab_size = rows, vocab_size
         self._batches = batches(rows, batch_size, seed=seed, start_step=start_step)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.columns = rows.columns
@@ -70,14 +70,7 @@ class TrainingRows(Iterator[Batch]):
 
     def places(self, step: int) -> list[tuple[Path, int]]:
         """File and number within it of each row of the batch of a step (counted from 0)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        numbers = self._batches._own_rows(epoch)[within * self._batch_size : (within + 1) * self._batch_size]
-        ends = np.cumsum([read_header(file).rows for file in self._rows.files])
-        files = np.searchsorted(ends, numbers, side="right")
-        starts = np.concatenate([[0], ends])
-        return [
-            (self._rows.files[file], int(number - starts[file])) for file, number in zip(files, numbers, strict=True)
-        ]
+        return self._batches.places(step)
 
     def digest(self) -> str:
         """SHA-256 over the rows: over the checksums that the files carry, over their bytes where they carry none."""
