@@ -36,9 +36,9 @@ struct GemmKernels;
 
 // The kernels for this processor, or the ones that CODELLAMA_KERNELS_ISA names.
 const GemmKernels& gemm_kernels();
-// The same, or ones that keep 16 significant bits of both operands where these are faster: for prompts, where weights of
-// float16 and int8 have fewer bits and nothing is differentiated.
-const GemmKernels& prompt_gemm_kernels();
+// The same, or ones that keep 16 significant bits of both operands where these are faster: for weights of float16 and int8,
+// which have no more.
+const GemmKernels& narrow_gemm_kernels();
 
 // Floats of scratch that products up to these sizes need.
 int64_t gemm_scratch(int64_t rows, int64_t columns, int64_t depth);

@@ -234,10 +234,10 @@ void leave() { _tile_release(); }
 
 namespace codellama {
 
-extern const GemmKernels gemm_amx, gemm_amx_prompt;
+extern const GemmKernels gemm_amx, gemm_amx_narrow;
 const GemmKernels gemm_amx = {"amx",         kSide,          kSide,   kStep, kBlockDepth, 2 * 3,
                               pack<true, 3>, pack<false, 3>, tile<3>, enter, leave};
-const GemmKernels gemm_amx_prompt = {"amx",         kSide,          kSide,   kStep, kBlockDepth, 2 * 2,
+const GemmKernels gemm_amx_narrow = {"amx",         kSide,          kSide,   kStep, kBlockDepth, 2 * 2,
                                      pack<true, 2>, pack<false, 2>, tile<2>, enter, leave};
 
 }  // namespace codellama

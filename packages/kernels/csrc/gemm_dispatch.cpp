@@ -20,7 +20,7 @@ extern const GemmKernels gemm_avx2;
 extern const GemmKernels gemm_avx512;
 #endif
 #if defined(CODELLAMA_HAVE_AMX)
-extern const GemmKernels gemm_amx, gemm_amx_prompt;
+extern const GemmKernels gemm_amx, gemm_amx_narrow;
 #endif
 
 namespace {
@@ -62,9 +62,9 @@ const GemmKernels& gemm_kernels() {
   return *chosen;
 }
 
-const GemmKernels& prompt_gemm_kernels() {
+const GemmKernels& narrow_gemm_kernels() {
 #if defined(CODELLAMA_HAVE_AMX)
-  if (&gemm_kernels() == &gemm_amx) return gemm_amx_prompt;
+  if (&gemm_kernels() == &gemm_amx) return gemm_amx_narrow;
 #endif
   return gemm_kernels();
 }

@@ -121,7 +121,7 @@ void Pass::run(const LayerWeights& layer) {
   if (many_) {
     many(layer);
   } else {
-    pool_.run([&](Member& member) { few(layer, member); });
+    pool_.run_watched([&](Member& member) { few(layer, member); });
   }
 }
 

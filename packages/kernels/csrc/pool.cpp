@@ -65,41 +65,45 @@ float* Pool::scratch(int64_t floats) {
   return scratch_;
 }
 
-void Pool::start(Job job, void* data) {
-  if (!started_) {
-    started_ = true;
-    for (; running_ < size_; ++running_) {
-      try {
-        std::thread([this, rank = running_] { work(rank); }).detach();
-      } catch (const std::system_error&) {
-        break;  // the system allows no more threads: a smaller team does the same work
-      }
+int Pool::running() {
+  if (started_) return running_;
+  started_ = true;
+  for (; running_ < size_; ++running_) {
+    try {
+      std::thread([this, rank = running_] { work(rank); }).detach();
+    } catch (const std::system_error&) {
+      break;  // the system allows no more threads: a smaller team does the same work
     }
   }
+  return running_;
+}
+
+// Of `members` either all or only the caller.
+void Pool::start(Job job, void* data, int members) {
   for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
   job_ = job;
   data_ = data;
-  if (running_ == 1) return lead(1);
-  const double start = seconds(CLOCK_MONOTONIC), busy = seconds(CLOCK_THREAD_CPUTIME_ID);
-  stalled_ = 0.0;
-  if (!governor_.alone()) {
+  if (members > 1) {
     jobs_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       { std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
     }
   }
-  lead(governor_.alone() ? 1 : running_);
-  const double end = seconds(CLOCK_MONOTONIC), took = end - start;
+  Member member(*this, 0, members);
+  job(data, member);
+  member.barrier();
+}
+
+void Pool::watched(Job job, void* data) {
+  if (running() == 1) return start(job, data, 1);
+  const double begin = seconds(CLOCK_MONOTONIC), busy = seconds(CLOCK_THREAD_CPUTIME_ID);
+  stalled_ = 0.0;
+  start(job, data, governor_.alone() ? 1 : running_);
+  const double end = seconds(CLOCK_MONOTONIC), took = end - begin;
   int64_t done = 0;
   for (const Counter& counter : counters_) done += counter.next.load(std::memory_order_relaxed);
   governor_.ended(end, took, stalled_ + took - (seconds(CLOCK_THREAD_CPUTIME_ID) - busy), done);
-}
-
-void Pool::lead(int size) {
-  Member member(*this, 0, size);
-  job_(data_, member);
-  member.barrier();
 }
 
 void Pool::work(int rank) {

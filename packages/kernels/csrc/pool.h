@@ -39,7 +39,7 @@ class Member {
 
 class Pool {
  public:
-  static constexpr int kPhases = 16;
+  static constexpr int kPhases = 64;
   static constexpr int kMostThreads = 256;
 
   // The pool of this process. Lives until the process ends.
@@ -50,9 +50,14 @@ class Pool {
   // Runs `body(Member&)` on every member and returns when all have finished. The caller holds `mutex()`.
   template <class Body>
   void run(Body&& body) {
-    using Plain = std::remove_reference_t<Body>;
-    start([](void* data, Member& member) { (*static_cast<Plain*>(data))(member); },
-          const_cast<void*>(static_cast<const void*>(&body)));
+    start(call<Body>, const_cast<void*>(static_cast<const void*>(&body)), running());
+  }
+
+  // The same for jobs of many short phases, which wait for each other so often that a member without a core can make the
+  // team slower than one thread: the governor decides. What it compares are rates of work, so one kind of job only.
+  template <class Body>
+  void run_watched(Body&& body) {
+    watched(call<Body>, const_cast<void*>(static_cast<const void*>(&body)));
   }
 
   // Held around `scratch` and `run`, so that the scratch belongs to one job until it ends.
@@ -68,9 +73,15 @@ class Pool {
     std::atomic<int64_t> next{0};
   };
 
+  template <class Body>
+  static void call(void* data, Member& member) {
+    (*static_cast<std::remove_reference_t<Body>*>(data))(member);
+  }
+
   explicit Pool(int size);
-  void start(Job job, void* data);
-  void lead(int size);
+  int running();  // starts the threads at its first call
+  void start(Job job, void* data, int members);
+  void watched(Job job, void* data);
   void work(int rank);
   void wait_for_job(uint32_t seen);
 

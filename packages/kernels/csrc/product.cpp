@@ -38,7 +38,11 @@ int64_t multiply_scratch(int64_t tokens, int64_t rows, int64_t columns) {
 void multiply(Pool& pool, const ManyProduct& p, float* scratch) {
   const int64_t columns = p.weights.begin()->columns;
   int64_t rows = 0;
-  for (const Matrix& w : p.weights) rows += w.rows;
+  bool narrow = true;  // float16 or int8
+  for (const Matrix& w : p.weights) {
+    rows += w.rows;
+    narrow = narrow && w.type != Type::kFloat32;
+  }
   const int64_t panel = panel_rows(rows, columns);
   float* widened = scratch;
   float* packed = scratch + round_up(panel * columns, 16);
@@ -50,7 +54,7 @@ void multiply(Pool& pool, const ManyProduct& p, float* scratch) {
       });
     });
     gemm(pool, {p.tokens, count, columns, {p.x, p.ldx, true}, {widened, columns, true}, p.out + first, p.ldo, p.add},
-         packed, prompt_gemm_kernels());
+         packed, narrow ? narrow_gemm_kernels() : gemm_kernels());
   }
 }
 
