@@ -211,7 +211,8 @@ def _prompt(tokenizer: CodeLlamaTokenizer, row: dict[str, object], chat: bool) -
     text = str(row["prompt"])
     if "suffix" in row:
         suffix = str(row["suffix"])
-        return Prompt(tokenizer.encode_infilling(text, suffix), text, suffix, row)
+        ids = tokenizer.encode_infilling(text, suffix, suffix_first=bool(row.get("suffix_first", False)))
+        return Prompt(ids, text, suffix, row)
     if chat:
         return Prompt(tokenizer.encode_chat([{"role": "user", "content": text}]), "", "", row)
     return Prompt(tokenizer.encode(text), text, "", row)
