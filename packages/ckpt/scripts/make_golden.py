@@ -87,6 +87,7 @@ def write_meta(folder: Path) -> None:
 def write_bin(folder: Path, source: Path) -> None:
     """The model at `source` as pickles in shards, each of the first shard's layers with its rotary table."""
     model = LlamaForCausalLM.from_pretrained(source, torch_dtype=torch.bfloat16)
+    model.config.name_or_path = ""  # a path of this machine
     model.save_pretrained(folder, safe_serialization=False, max_shard_size="8KB")
     index_path = folder / "pytorch_model.bin.index.json"
     index = json.loads(index_path.read_text())
