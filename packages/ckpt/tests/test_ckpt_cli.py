@@ -101,6 +101,16 @@ def test_inspect_shows_training_state(tmp_path: Path, run: Callable[..., str]) -
     assert "1 arrays of training state\nstate step: 7\n" in output
 
 
+def test_merge_counts_the_training_state_that_it_leaves(tmp_path: Path, run: Callable[..., str]) -> None:
+    source = open_checkpoint(GOLDEN)
+    tree = {name: source.read(name) for name in source}
+    tree |= {training_name(kind, name): array for kind in ("exp_avg", "exp_avg_sq") for name, array in tree.items()}
+    save_sharded(tree, tmp_path / "c")
+    output = run("merge", "--input_path", tmp_path / "c", "--output_path", tmp_path / "whole.safetensors")
+    assert f"not taken over: the training state ({2 * len(list(source))} arrays)\n" in output
+    assert set(open_checkpoint(tmp_path / "whole.safetensors")) == set(source)
+
+
 def test_verify_of_files_without_checksums_says_so(run: Callable[..., str]) -> None:
     assert "sound in structure; it carries no checksums to compare with" in run("verify", GOLDEN)
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from codellama_ckpt import inspection
-from codellama_ckpt.checkpoint import Checkpoint
+from codellama_ckpt.checkpoint import TRAINING, Checkpoint
 from codellama_ckpt.convert import DTYPES, Job, plan, require_output_file, shard, write_full, write_hugging_face
 from codellama_ckpt.distributed import write_distributed
 from codellama_ckpt.errors import CheckpointError
@@ -170,8 +170,11 @@ def _opened(arguments: argparse.Namespace) -> Checkpoint:
 
 
 def _report(job: Job, output: str) -> None:
-    if job.dropped:
-        print(f"no parameters, not taken over: {', '.join(job.dropped)}")
+    left = [name for name in job.dropped if not name.startswith(TRAINING)]
+    if len(left) < len(job.dropped):
+        left.append(f"the training state ({len(job.dropped) - len(left):,} arrays)")
+    if left:
+        print(f"no parameters, not taken over: {', '.join(left)}")
     print(f"{output}: {len(job.names):,} tensors, {inspection.human_size(sum(map(job.bytes_of, job.names)))}")
 
 
