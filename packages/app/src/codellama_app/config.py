@@ -18,8 +18,6 @@ from codellama_parallel.strategy import ParallelConfig
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-LORA_TARGETS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # the matrices of a layer
-
 
 def _number(value: object) -> object:
     if isinstance(value, bool):  # which Python, and so pydantic, takes for 0 and 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from codellama_ckpt import json_text
-from codellama_ckpt.boxes import Box, Shape, extent, whole
+from codellama_ckpt.boxes import Box, Shape, whole
 from codellama_ckpt.checkpoint import Checkpoint, Piece, StoredTensor, TensorSource
 from codellama_ckpt.configuration import CONFIG, EMBEDDING, config_of_meta
 from codellama_ckpt.dtypes import Array, DType
@@ -147,8 +147,7 @@ def _half_split(name: str, tensor: StoredTensor, config: Mapping[str, object], d
             f"does not consist of heads of {head} rows"
         )
     pieces = (
-        Piece(piece.box, _HalfSplit(piece.source, tensor.dtype, extent(piece.box), head), piece.key, piece.file)
-        for piece in tensor.pieces
+        Piece(piece.box, _HalfSplit(piece.source, tensor.dtype, head), piece.key, piece.file) for piece in tensor.pieces
     )
     return StoredTensor(tensor.dtype, tensor.shape, tuple(pieces))
 
@@ -156,8 +155,8 @@ def _half_split(name: str, tensor: StoredTensor, config: Mapping[str, object], d
 class _HalfSplit:
     """A source whose rows are those of another one, in half-split order within each head."""
 
-    def __init__(self, source: TensorSource, dtype: DType, shape: Shape, head: int) -> None:
-        self._source, self._dtype, self._shape, self._head = source, dtype, shape, head
+    def __init__(self, source: TensorSource, dtype: DType, head: int) -> None:
+        self._source, self._dtype, self._head = source, dtype, head
 
     def read_into(self, key: str, box: Box, out: Array, at: Sequence[int]) -> None:
         (start, stop), (left, right) = box

@@ -28,7 +28,6 @@ _SUFFIXES = """
     .md .rst .txt .jsonl .parquet
 """
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
-RECORD_SUFFIXES = frozenset({".jsonl", ".parquet"})  # files of many documents
 _STDLIB_LEFT_OUT = (
     "test", "tests", "idle_test", "*_test", "site-packages", "dist-packages", "_bundled", "__pycache__", "config-*"
 )  # fmt: skip

@@ -46,7 +46,7 @@ TABLE: Mapping[str, Sharding] = MappingProxyType(
         "lm_head.weight": Sharding.VOCABULARY,
     }
 )
-EMBEDDING, FINAL_NORM, HEAD = "model.tok_embeddings.embedding_weight", "model.norm_out.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.tok_embeddings.embedding_weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
