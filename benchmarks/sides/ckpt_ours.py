@@ -1,7 +1,7 @@
 """The project's side of the checkpoint benchmark: does one piece of work and prints its figures as JSON.
 
 python ckpt_ours.py make FOLDER GIGABYTES
-python ckpt_ours.py convert|save|load|merge FOLDER
+python ckpt_ours.py convert|save|load|load_verified|merge FOLDER
 """
 
 import json
@@ -43,19 +43,22 @@ def main() -> None:
     if work == "make":
         make(folder, float(sys.argv[3]))
         return
-    source = folder / {"convert": SOURCE, "save": SOURCE, "load": f"{SAVED}_ours", "merge": SHARDS}[work]
+    saved = f"{SAVED}_ours"
+    sources = {"convert": SOURCE, "save": SOURCE, "load": saved, "load_verified": saved, "merge": SHARDS}
+    source = folder / sources[work]
     output = folder / "output.safetensors"
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, verify=work == "load_verified")
     size = sum(map(checkpoint.size, checkpoint))
     if work == "save":
         tree = {name: checkpoint.read(name, dtype="stored") for name in checkpoint}
         lazy = {n: LazyTensor(checkpoint.dtype(n), a.shape, lambda a=a: a) for n, a in tree.items()}
-        with measured(size):
-            save_sharded(lazy, folder / f"{SAVED}_ours", overwrite=True)
+        shutil.rmtree(folder / saved, ignore_errors=True)
+        with measured(size, folder):
+            save_sharded(lazy, folder / saved)
         return
     forget(source)
-    with measured(size):
-        if work == "load":
+    with measured(size, folder):
+        if work.startswith("load"):
             arrays = [checkpoint.read(name, dtype="stored") for name in checkpoint]
             assert len(arrays) == len(checkpoint)
         else:

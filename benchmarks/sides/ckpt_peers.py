@@ -1,6 +1,6 @@
 """The peers' side of the checkpoint benchmark: torch.save, safetensors and plain copying do the same work.
 
-python ckpt_peers.py copy|torch|safetensors convert|save|load|merge FOLDER
+python ckpt_peers.py copy|torch|safetensors convert|save|load|load_verified|merge FOLDER
 """
 
 import json
@@ -16,15 +16,18 @@ CHUNK = 1 << 24
 
 def main() -> None:
     side, work, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    source = folder / {"convert": SOURCE, "save": SOURCE, "load": f"{SAVED}_{side}", "merge": SHARDS}[work]
-    output = folder / (f"{SAVED}_{side}" if work == "save" else "output")
+    saved = f"{SAVED}_{side}"
+    sources = {"convert": SOURCE, "save": SOURCE, "load": saved, "load_verified": saved, "merge": SHARDS}
+    source = folder / sources[work]
+    output = folder / (saved if work == "save" else "output")
     weights = [file for file in files_of(source) if file.suffix == ".safetensors"]
     size = sum(file.stat().st_size for file in files_of(folder / SOURCE))
     save = {"torch": torch.save, "safetensors": save_file}.get(side)
     if work == "save":
         tensors = {} if side == "copy" else joined(weights)
         content = b"".join(file.read_bytes() for file in weights) if side == "copy" else b""
-        with measured(size):
+        output.unlink(missing_ok=True)
+        with measured(size, folder):
             if side == "copy":
                 output.write_bytes(content)
             else:
@@ -32,8 +35,8 @@ def main() -> None:
             on_disk(output)
         return
     forget(source)
-    with measured(size):
-        if work == "load":
+    with measured(size, folder):
+        if work.startswith("load"):
             load_whole(side, source)
         elif side == "copy":
             copy(weights, output)

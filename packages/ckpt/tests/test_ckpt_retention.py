@@ -64,6 +64,12 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert latest(tmp_path) == directories[3]
 
 
+def test_prune_spares_what_is_to_be_kept(tmp_path: Path) -> None:
+    directories = save_steps(tmp_path, 10, 20, 30, 40)
+    assert prune(tmp_path, 1, keep=[directories[1], directories[3]]) == (directories[0], directories[2])
+    assert sorted(tmp_path.iterdir()) == [directories[1], directories[3]]
+
+
 def test_prune_finishes_what_was_cut_short(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     (tmp_path / ".step_000020.0a1b.tmp").mkdir()

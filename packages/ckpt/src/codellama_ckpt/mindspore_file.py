@@ -23,7 +23,8 @@ from pathlib import Path
 from codellama_ckpt import json_text, protobuf
 from codellama_ckpt.dtypes import BY_NAME, DType, dtype_named
 from codellama_ckpt.errors import CheckpointError
-from codellama_ckpt.files import atomic_file, reported, write_all
+from codellama_ckpt.files import atomic_file, reported
+from codellama_ckpt.output import Output
 from codellama_ckpt.safetensors_writer import TensorEntry, promised_content
 from codellama_ckpt.tensor_file import MAX_DIMENSIONS, TensorFile, TensorInfo
 
@@ -183,27 +184,22 @@ def write_mindspore(
     """
     path = Path(path)
     seen: set[str] = set()
-    with atomic_file(path) as descriptor:
+    with atomic_file(path) as descriptor, Output(descriptor, path) as output:
         text = json.dumps(dict(metadata or {}), ensure_ascii=False).encode()
         start = protobuf.encode_bytes(_METADATA, text) if metadata else b""
-        crc = zlib.crc32(start)
-        with reported(f"write {path}"):
-            write_all(descriptor, memoryview(start))
+        crc = output.write(memoryview(start))
         for entry in entries:
             if entry.name in seen:
                 raise CheckpointError(f"cannot write {path}: the name {entry.name!r} is taken")
             seen.add(entry.name)
-            crc = _write_tensor(descriptor, entry, path, crc)
-        with reported(f"write {path}"):
-            write_all(descriptor, memoryview(_CRC_MARK + crc.to_bytes(_TRAILER - len(_CRC_MARK), "big")))
+            crc = _write_tensor(output, entry, path, crc)
+        output.write(memoryview(_CRC_MARK + crc.to_bytes(_TRAILER - len(_CRC_MARK), "big")))
 
 
-def _write_tensor(descriptor: int, entry: TensorEntry, path: Path, crc: int) -> int:
+def _write_tensor(output: Output, entry: TensorEntry, path: Path, crc: int) -> int:
     """Write one tensor as values; the checksum goes on. What was loaded is let go on return, before the next one is."""
     for chunk in _values(entry, path):
-        crc = zlib.crc32(chunk, crc)
-        with reported(f"write {path}"):
-            write_all(descriptor, chunk)
+        crc = output.write(chunk, crc)
     return crc
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from codellama_ckpt.errors import CheckpointError
@@ -32,8 +33,13 @@ def latest(checkpoints_dir: str | os.PathLike[str]) -> Path | None:
     return complete[-1] if complete else None
 
 
-def prune(checkpoints_dir: str | os.PathLike[str], keep_last: int) -> tuple[Path, ...]:
+def prune(checkpoints_dir: str | os.PathLike[str], keep_last: int, *, keep: Collection[Path] = ()) -> tuple[Path, ...]:
     """Remove all but the newest `keep_last` complete `step_NNNNNN` directories, and what killed saves left of theirs.
+
+    Args:
+        checkpoints_dir: of the run.
+        keep_last: how many of the newest stay.
+        keep: checkpoints that stay whatever their age (those of the lowest loss), by their names.
 
     Only for the run that owns the directory, and not while it saves. An incomplete `step_NNNNNN` directory, which this
     package never leaves, is not touched.
@@ -47,7 +53,8 @@ def prune(checkpoints_dir: str | os.PathLike[str], keep_last: int) -> tuple[Path
     if keep_last < 1:
         raise CheckpointError(f"keep_last must be at least 1, found {keep_last}")
     parent = Path(checkpoints_dir)
-    removed = tuple(_complete(parent)[:-keep_last])
+    kept = {path.name for path in keep}
+    removed = tuple(path for path in _complete(parent)[:-keep_last] if path.name not in kept)
     with reported(f"remove old checkpoints of {parent}"):
         for directory in removed:
             # Out of sight in one step, so that a removal cut short never leaves half a checkpoint.

@@ -10,7 +10,6 @@ import json
 import math
 import operator
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,8 @@ import numpy as np
 from codellama_ckpt.boxes import Shape
 from codellama_ckpt.dtypes import Array, dtype_named, flat_bytes
 from codellama_ckpt.errors import CheckpointError
-from codellama_ckpt.files import atomic_file, reported, write_all
+from codellama_ckpt.files import atomic_file, reported
+from codellama_ckpt.output import Output
 from codellama_ckpt.safetensors_file import CHECKSUMS, CHECKSUMS_OF, NO_CHECKSUM, checksum
 
 _LENGTH = 8  # bytes of the header's length
@@ -70,10 +70,10 @@ def write_safetensors(
     sums = dict.fromkeys((entry.name for entry in ordered), NO_CHECKSUM)
     header = _header(path, ordered, metadata or {}, sums)
     with atomic_file(path) as descriptor:
-        with reported(f"write {path}"):
-            write_all(descriptor, memoryview(header))
-        for entry in ordered:
-            sums[entry.name] = _write_tensor(descriptor, entry, path)
+        with Output(descriptor, path) as output:
+            output.write(memoryview(header))
+            for entry in ordered:
+                sums[entry.name] = _write_tensor(output, entry, path)
         header = _header(path, ordered, metadata or {}, sums)
         with reported(f"write {path}"):
             os.pwrite(descriptor, _header(path, ordered, metadata or {}, sums, checksum(header[_LENGTH:])), 0)
@@ -102,13 +102,11 @@ def promised_content(entry: TensorEntry, path: Path) -> Iterator[memoryview]:
     )
 
 
-def _write_tensor(descriptor: int, entry: TensorEntry, path: Path) -> str:
+def _write_tensor(output: Output, entry: TensorEntry, path: Path) -> str:
     """Write one tensor's bytes; their checksum. What was loaded is let go on return, before the next one is."""
     crc = 0
     for content in promised_content(entry, path):
-        crc = zlib.crc32(content, crc)
-        with reported(f"write {path}"):
-            write_all(descriptor, content)
+        crc = output.write(content, crc)
     return f"{crc:08x}"
 
 
