@@ -1,6 +1,10 @@
 """A training step against torch and transformers, float32, alternating in one run.
 
     hatch run bench:train [--size 56m|long] [--rounds 7] [--steps 3] [--idle_seconds 60]
+    hatch run bench:train --loop            and `codellama-train` with its whole loop, against this bare step
+
+With `--loop`, a third side is `codellama-train` itself on MindRecord rows: metrics, clipping, and a checkpoint every
+`loop_steps` steps, written in the background; a measurement has one checkpoint in it.
 
 Before each round both sides wait until the machine is otherwise idle, for `idle_seconds` at most; a round that began on
 a busy machine says so. Prints each round's tokens/s, peak memory, and the step's rate as a share of the machine's best
@@ -9,24 +13,25 @@ object.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
-import time
+import tempfile
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "sides"))
 from sides.hardware import hardware
 from sides.idle import wait_until_idle
+from sides.machine import product_rate
 from sides.workers import Worker, environment_python
+from train_loop import TrainLoop
 from train_protocol import SIZES, step_flops
 
 SIDES = Path(__file__).parent / "sides"
 PEER_ENVIRONMENT = "bench-transformers"
-PEER = "torch"
-SQUARE = 2048  # side of the product whose rate is the machine's best
+BARE, PEER, LOOP = "ours", "torch", "codellama-train"
 
 
 def main() -> None:
@@ -38,74 +43,88 @@ def main() -> None:
     parser.add_argument(
         "--peer_python", help=f"an interpreter with torch and transformers; default: {PEER_ENVIRONMENT}'s"
     )
+    parser.add_argument("--loop", action="store_true", help="measure codellama-train with its whole loop too")
+    parser.add_argument("--loop_steps", type=int, default=40, help="steps of such a measurement, with one checkpoint")
+    parser.add_argument("--folder", help="where its checkpoints go; default: the system's temporary folder")
     flags = parser.parse_args()
     theirs = flags.peer_python or environment_python(PEER_ENVIRONMENT)
-    arguments = [flags.size, str(flags.steps)]
-    workers = {
-        "ours": Worker([sys.executable, str(SIDES / "train_ours.py"), *arguments]),
-        PEER: Worker([theirs, str(SIDES / "train_torch.py"), *arguments]),
-    }
     size = SIZES[flags.size]
-    tokens, flops = size["batch"] * size["sequence"], step_flops(size)
-    print(f"{hardware()}\n{flags.size}: {size}, {flops / 1e9:.0f} GFLOP a step")
-    for name, worker in workers.items():
-        print(f"{name}: {worker.about['about']}")
-    rates: dict[str, list[float]] = {name: [] for name in workers}
-    shares: dict[str, list[float]] = {name: [] for name in workers}
-    peaks: list[float] = []
-    memory = dict.fromkeys(workers, 0)
-    print(
-        f"{'round':>5} {'sgemm GFLOP/s':>14} " + " ".join(f"{name + ' tokens/s':>16} {'share':>6}" for name in workers)
-    )
-    for number in range(1, flags.rounds + 1):
-        busy = wait_until_idle(flags.idle_seconds)
-        answers = {name: worker.measure() for name, worker in workers.items()}
-        best = max(product_rate(), answers[PEER]["product_rate"])
-        peaks.append(best)
-        row = f"{number:5} {best / 1e9:14.0f} "
-        for name, answer in answers.items():
-            rates[name].append(tokens / answer["seconds"])
-            shares[name].append(flops / answer["seconds"] / best)
-            memory[name] = max(memory[name], answer["peak_bytes"])
-            row += f"{rates[name][-1]:16.0f} {shares[name][-1]:6.2f} "
-        print(row + (f"  (machine busy: {busy:.0%})" if busy else ""), flush=True)
-    for worker in workers.values():
-        worker.close()
-    figures = {
-        name: {
-            "tokens_per_second": statistics.median(rates[name]),
-            "peak_bytes": memory[name],
-            "share_of_sgemm_peak": statistics.median(shares[name]),
-        }
-        for name in workers
-    }
-    ratio = {
-        "tokens_per_second": statistics.median(a / b for a, b in zip(rates["ours"], rates[PEER], strict=True)),
-        "peak_bytes": memory["ours"] / memory[PEER],
-    }
-    for name, figure in figures.items():
-        print(f"{name}: {figure['tokens_per_second']:.0f} tokens/s, peak memory {figure['peak_bytes'] / 1e9:.2f} GB")
-    print(f"ratio: {ratio['tokens_per_second']:.2f} x the speed, {ratio['peak_bytes']:.2f} x the memory")
-    result = {
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Worker | TrainLoop] = {}
+        for name, command in ((BARE, [sys.executable, "train_ours.py"]), (PEER, [theirs, "train_torch.py"])):
+            python, program = command
+            sides[name] = worker = Worker([python, str(SIDES / program), flags.size, str(flags.steps)])
+            stack.callback(worker.close)
+            print(f"{name}: {worker.about['about']}")
+        if flags.loop:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=flags.folder)))
+            sides[LOOP] = loop = TrainLoop(size, flags.loop_steps, folder)
+            stack.callback(loop.close)
+        print(f"{hardware()}\n{flags.size}: {size}, {step_flops(size) / 1e9:.0f} GFLOP a step")
+        rounds, peaks, busy = measure(sides, size, flags.rounds, flags.idle_seconds)
+    tokens = size["batch"] * size["sequence"]
+    result: dict[str, Any] = {
         "work": f"training step {flags.size}, float32, batch {size['batch']} x {size['sequence']}",
-        "ours": figures.pop("ours"),
-        "peers": figures,
-        "ratio": {PEER: ratio},
+        **comparison(rounds, BARE, PEER, PEER),
         "sgemm_peak_flops": statistics.median(peaks),
         "hardware": hardware(),
+        "rounds": flags.rounds,
+        "not_idle": busy,
     }
+    if flags.loop:
+        work = f"codellama-train, a checkpoint every {flags.loop_steps} steps of {tokens} tokens, and its bare step"
+        result["loop"] = {"work": work, **comparison(rounds, LOOP, BARE, "bare step")}
     print(json.dumps(result))
 
 
-def product_rate() -> float:
-    """FLOP/s of NumPy's float32 matrix product, at best of four."""
-    square = np.ones((SQUARE, SQUARE), np.float32)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        square @ square
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * SQUARE**3 / best
+def comparison(rounds: dict[str, list[dict[str, float]]], ours: str, peer: str, name: str) -> dict[str, Any]:
+    """Medians of two sides and of their paired ratios, which are printed too."""
+    figures = {
+        side: {
+            "tokens_per_second": statistics.median(one["rate"] for one in rounds[side]),
+            "peak_bytes": max(one["peak_bytes"] for one in rounds[side]),
+            "share_of_sgemm_peak": statistics.median(one["share"] for one in rounds[side]),
+        }
+        for side in (ours, peer)
+    }
+    ratio = {
+        "tokens_per_second": statistics.median(
+            a["rate"] / b["rate"] for a, b in zip(rounds[ours], rounds[peer], strict=True)
+        ),
+        "peak_bytes": figures[ours]["peak_bytes"] / figures[peer]["peak_bytes"],
+    }
+    for side, figure in figures.items():
+        print(f"{side}: {figure['tokens_per_second']:.0f} tokens/s, peak memory {figure['peak_bytes'] / 1e9:.2f} GB")
+    speed, memory = ratio["tokens_per_second"], ratio["peak_bytes"]
+    print(f"{ours} against {name}: {speed:.3f} x the speed, {memory:.2f} x the memory")
+    return {"ours": figures[ours], "peers": {name: figures[peer]}, "ratio": {name: ratio}}
+
+
+def measure(
+    sides: dict[str, Worker | TrainLoop], size: dict[str, int], rounds: int, idle_seconds: float
+) -> tuple[dict[str, list[dict[str, float]]], list[float], int]:
+    """What each side did in each round, the sides taking turns; each round's best rate of products; rounds not idle."""
+    tokens, flops = size["batch"] * size["sequence"], step_flops(size)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    peaks: list[float] = []
+    not_idle = 0
+    print(f"{'round':>5} {'sgemm GFLOP/s':>14} " + " ".join(f"{name + ' tokens/s':>25} {'share':>6}" for name in sides))
+    for number in range(1, rounds + 1):
+        busy = wait_until_idle(idle_seconds)
+        not_idle += busy > 0
+        answers = {name: side.measure() for name, side in sides.items()}
+        peaks.append(max(product_rate(), answers[PEER]["product_rate"]))
+        row = f"{number:5} {peaks[-1] / 1e9:14.0f} "
+        for name, answer in answers.items():
+            one = {
+                "rate": tokens / answer["seconds"],
+                "share": flops / answer["seconds"] / peaks[-1],
+                "peak_bytes": answer["peak_bytes"],
+            }
+            found[name].append(one)
+            row += f"{one['rate']:25.0f} {one['share']:6.2f} "
+        print(row + (f"  (machine busy: {busy:.0%})" if busy else ""), flush=True)
+    return found, peaks, not_idle
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ from sides.idle import wait_until_idle
 from sides.workers import Worker, environment_python, existing_environment_python
 
 HERE = Path(__file__).parent
-_IDLE_SHARE = 0.9  # of the processors, before a measurement
-_IDLE_SECONDS = 0.5  # that are looked at
-_PATIENCE = 60.0  # seconds; then the measurement is made all the same, and counted
+PATIENCE = 60.0  # seconds; then the measurement is made all the same, and counted
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,12 @@ def peers_for(flags: argparse.Namespace) -> list[str]:
 def contest(flags: argparse.Namespace, work: str, kind: str, sizes: list[str]) -> None:
     """Measures `kind` ("decode" or "prefill", tokens/s) and prints the table and, last, one JSON object."""
     sizes = [*sizes, "--batch", str(flags.batch), "--threads", str(flags.threads)]
-    with _folder(flags.models) as models, contextlib.ExitStack() as stack:
-        commands, missing = _commands(flags, models, sizes)
+    with models_folder(flags.models) as models, contextlib.ExitStack() as stack:
+        programs, missing = commands(flags, models, sizes)
         workers = {}
-        for name, command in commands.items():
+        for name, command in programs.items():
             try:
-                workers[name] = Worker(command, _environment(flags))
+                workers[name] = Worker(command, environment(flags))
             except SystemExit as error:
                 if name == "ours":
                     raise
@@ -91,7 +89,7 @@ def contest(flags: argparse.Namespace, work: str, kind: str, sizes: list[str]) -
         busy = 0
         for number in range(flags.rounds):
             for name, worker in workers.items():
-                busy += wait_until_idle(_PATIENCE) > 0
+                busy += wait_until_idle(PATIENCE) > 0
                 seen[name].append(worker.measure())
             print(f"round {number + 1}: " + ", ".join(f"{n} {m[-1][kind]:.1f}" for n, m in seen.items()), flush=True)
     report(work, {n: [m[kind] for m in all_] for n, all_ in seen.items()}, missing, True, busy)
@@ -108,16 +106,16 @@ def _parted(first: list[int], second: list[int]) -> int | None:
 
 def cold(flags: argparse.Namespace, work: str, sizes: list[str]) -> None:
     """Seconds from the start of a process to its first token."""
-    with _folder(flags.models) as models:
-        commands, missing = _commands(flags, models, [*sizes, "--threads", str(flags.threads), "--cold"])
+    with models_folder(flags.models) as models:
+        programs, missing = commands(flags, models, [*sizes, "--threads", str(flags.threads), "--cold"])
         print(f"{hardware()}\n{work}", flush=True)
-        seen: dict[str, list[float]] = {name: [] for name in commands}
+        seen: dict[str, list[float]] = {name: [] for name in programs}
         busy = 0
         for _ in range(flags.rounds):
-            for name, command in commands.items():
-                busy += wait_until_idle(_PATIENCE) > 0
+            for name, command in programs.items():
+                busy += wait_until_idle(PATIENCE) > 0
                 start = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True, env=_environment(flags))
+                subprocess.run(command, check=True, capture_output=True, env=environment(flags))
                 seen[name].append(time.perf_counter() - start)
     report(work, seen, missing, False, busy)
 
@@ -137,11 +135,11 @@ def report(work: str, seen: dict[str, list[float]], missing: dict[str, str], mor
     ours = medians.pop("ours")
     del ratio["ours"]
     line = {"work": work, "ours": ours, "peers": medians, "ratio": ratio, "missing": missing, "hardware": hardware()}
-    print(json.dumps({**line, "not_idle": busy}), flush=True)
+    print(json.dumps({**line, "rounds": len(seen["ours"]), "not_idle": busy}), flush=True)
 
 
 @contextlib.contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
+def models_folder(given: Path | None) -> Iterator[Path]:
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
         yield given
@@ -150,37 +148,43 @@ def _folder(given: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _environment(flags: argparse.Namespace) -> dict[str, str]:
+def environment(flags: argparse.Namespace) -> dict[str, str]:
     count = str(flags.threads)
     return {**os.environ, "CODELLAMA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
 
 
-def _commands(flags: argparse.Namespace, models: Path, sizes: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def commands(flags: argparse.Namespace, models: Path, sizes: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The command of each side that is installed, ours first, and why the others are missing."""
-    given = dict(one.split("=", 1) for one in flags.python)
-    wanted = {name: PEERS[name] for name in peers_for(flags)}
-    pythons: dict[str, str | None] = {}
-    for peer in (PEERS["transformers float32"], *wanted.values()):
-        if peer.environment not in pythons:
-            find = existing_environment_python if peer.costly else environment_python
-            pythons[peer.environment] = given.get(peer.environment) or find(peer.environment)
-    torch = pythons["bench-transformers"]
-    assert torch is not None  # made where it was missing
-    source = models / "hugging_face"
-    _make(source, [torch, "decode_transformers.py", "--make", str(source)])
-    commands = {"ours": [sys.executable, str(HERE / "decode_ours.py"), str(source), "--weights", flags.weights, *sizes]}
+    source = checkpoint(flags, models)
+    torch = interpreter(flags, "bench-transformers")
+    programs = {"ours": [sys.executable, str(HERE / "decode_ours.py"), str(source), "--weights", flags.weights, *sizes]}
     missing = {}
-    for name, peer in wanted.items():
-        python, folder = pythons[peer.environment], models / peer.model
+    for name in peers_for(flags):
+        peer = PEERS[name]
+        python, folder = interpreter(flags, peer.environment, peer.costly), models / peer.model
         if python is None:
             missing[name] = f"the environment {peer.environment} is not installed"
             continue
         if peer.model == "gguf":
-            _make(folder, [torch, "decode_gguf.py", str(source), str(folder)])
+            _make(folder, [str(torch), "decode_gguf.py", str(source), str(folder)])
         elif peer.model != "hugging_face":
             _make(folder, [python, peer.program, "--make", str(source), str(folder)])
-        commands[name] = [python, str(HERE / peer.program), str(folder), "--weights", peer.weights, *sizes]
-    return commands, missing
+        programs[name] = [python, str(HERE / peer.program), str(folder), "--weights", peer.weights, *sizes]
+    return programs, missing
+
+
+def checkpoint(flags: argparse.Namespace, models: Path) -> Path:
+    """The Hugging Face directory that all sides load, made where it is missing."""
+    source = models / "hugging_face"
+    if not source.exists():
+        _make(source, [str(interpreter(flags, "bench-transformers")), "decode_transformers.py", "--make", str(source)])
+    return source
+
+
+def interpreter(flags: argparse.Namespace, name: str, costly: bool = False) -> str | None:
+    """The interpreter of an environment: as `--python` says, or hatch's; None where a costly one was not made."""
+    given = dict(one.split("=", 1) for one in flags.python)
+    return given.get(name) or (existing_environment_python(name) if costly else environment_python(name))
 
 
 def _make(folder: Path, command: list[str]) -> None:

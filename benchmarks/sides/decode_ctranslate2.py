@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ctranslate2
@@ -34,7 +35,16 @@ def make(source: str, folder: str) -> None:
 def load(flags: argparse.Namespace) -> decode_protocol.Generate:
     generator = ctranslate2.Generator(flags.model, device="cpu", compute_type="float32", intra_threads=flags.threads)
 
-    def generate(prompts: list[list[int]], count: int) -> list[int]:
+    def generate(prompts: list[list[int]], count: int, first: Callable[[], None]) -> list[int]:
+        seen = False
+
+        def on_token(_: object) -> bool:
+            nonlocal seen
+            if not seen:
+                first()
+            seen = True
+            return False  # go on
+
         results = generator.generate_batch(
             [[str(token) for token in prompt] for prompt in prompts],
             max_length=count,
@@ -42,6 +52,7 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
             sampling_topk=1,
             include_prompt_in_result=False,
             end_token=[],
+            callback=on_token,
         )
         return results[0].sequences_ids[0]
 

@@ -5,6 +5,7 @@ MODEL is a folder with model.fp16.gguf and model.int8.gguf (F16 and Q8_0), as `d
 
 import argparse
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import decode_protocol
@@ -47,7 +48,7 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
         logits = llama_cpp.llama_get_logits_ith(context, index)
         return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
 
-    def generate(prompts: list[list[int]], count: int) -> list[int]:
+    def generate(prompts: list[list[int]], count: int, first: Callable[[], None]) -> list[int]:
         llama_cpp.llama_memory_clear(memory, False)
         current = []
         for row, prompt in enumerate(prompts):
@@ -57,6 +58,7 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
                 put([(token, start + i, row) for i, token in enumerate(part)], {len(part) - 1} if last else set())
             current.append(greedy(len(part) - 1))
         ids = [current[0]]
+        first()
         for step in range(count - 1):
             put([(token, len(prompts[0]) + step, row) for row, token in enumerate(current)], set(range(len(current))))
             current = [greedy(row) for row in range(len(current))]

@@ -9,6 +9,7 @@ On processors with a matrix unit OpenVINO computes in bfloat16 unless it is told
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import decode_protocol
 import numpy as np
@@ -44,10 +45,11 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
         )[0]
         return logits[:, -1].argmax(-1)
 
-    def generate(prompts: list[list[int]], count: int) -> list[int]:
+    def generate(prompts: list[list[int]], count: int, first: Callable[[], None]) -> list[int]:
         request.reset_state()
         current = step(np.array(prompts, np.int64), 0)
         ids = [int(current[0])]
+        first()
         for number in range(count - 1):
             current = step(current[:, None].astype(np.int64), len(prompts[0]) + number)
             ids.append(int(current[0]))

@@ -1,6 +1,7 @@
 """The project's side of the decode and prefill benchmarks."""
 
 import argparse
+from collections.abc import Callable
 
 import decode_protocol
 
@@ -10,8 +11,11 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
 
     lm = CodeLlama.from_pretrained(flags.model, weight_dtype=flags.weights)
 
-    def generate(prompts: list[list[int]], count: int) -> list[int]:
-        return lm.generate(prompts, count, stop_ids=(), batch_size=flags.batch)[0]
+    def generate(prompts: list[list[int]], count: int, first: Callable[[], None]) -> list[int]:
+        tokens = lm.tokens(prompts, count, stop_ids=(), batch_size=flags.batch)
+        ids = [next(tokens).id]
+        first()
+        return ids + [token.id for token in tokens if token.row == 0]
 
     return generate
 

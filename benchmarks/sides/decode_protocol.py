@@ -3,9 +3,10 @@
     python decode_SIDE.py MODEL --weights fp16 --prompt_tokens 512 --new_tokens 64 --batch 1          lines on stdin
     python decode_SIDE.py MODEL ... --cold             one first token in a fresh process, then exit
 
-A side gives `run` a function that loads the model and returns `generate(prompts, count)`, which generates exactly
-`count` ids a prompt, greedily, and returns the first prompt's. An answer times `count` = 1 and `count` = new_tokens:
-the first is the prompt's time, what the second takes more is decoding. Needs nothing but the standard library.
+A side gives `run` a function that loads the model and returns `generate(prompts, count, first)`. That generates
+exactly `count` ids a prompt, greedily, calls `first()` as soon as the first one is there, and returns the first
+prompt's. What passes until `first` is the prompt's time, what passes after it is decoding. Needs nothing but the
+standard library.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 
 STARTED = time.perf_counter()
-Generate = Callable[[list[list[int]], int], list[int]]
+Generate = Callable[[list[list[int]], int, Callable[[], None]], list[int]]
 
 
 def run(load: Callable[[argparse.Namespace], Generate], version: str) -> None:
@@ -34,21 +35,18 @@ def run(load: Callable[[argparse.Namespace], Generate], version: str) -> None:
     prompts = [[5 + (row + 7 * place) % 300 for place in range(flags.prompt_tokens)] for row in range(flags.batch)]
     generate = load(flags)
     if flags.cold:
-        generate(prompts, 1)
+        generate(prompts, 1, lambda: None)
         print(json.dumps({"first_token_seconds": time.perf_counter() - STARTED}), flush=True)
         return
-    generate(prompts, min(4, flags.new_tokens))  # compiles, and warms the caches
+    generate(prompts, min(4, flags.new_tokens), lambda: None)  # compiles, and warms the caches
     print(json.dumps({"ready": True, "version": version}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        ids = generate(prompts, 1)
-        first = time.perf_counter() - start
-        answer = {"prefill": flags.batch * flags.prompt_tokens / first, "ids": ids}
+        times = [time.perf_counter()]
+        ids = generate(prompts, flags.new_tokens, lambda: times.append(time.perf_counter()))  # noqa: B023
+        start, first, *_ = times
+        answer = {"prefill": flags.batch * flags.prompt_tokens / (first - start), "ids": ids}
         if flags.new_tokens > 1:
-            start = time.perf_counter()
-            answer["ids"] = generate(prompts, flags.new_tokens)
-            whole = time.perf_counter() - start
-            answer["decode"] = flags.batch * (flags.new_tokens - 1) / (whole - first)
+            answer["decode"] = flags.batch * (flags.new_tokens - 1) / (time.perf_counter() - first)
         answer["memory"] = peak_memory()
         print(json.dumps(answer), flush=True)
 

@@ -6,6 +6,7 @@ python decode_transformers.py --make FOLDER      writes the random 135 M network
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import decode_protocol
 import torch
@@ -35,7 +36,12 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
     torch.set_num_threads(flags.threads)
     network = transformers.LlamaForCausalLM.from_pretrained(flags.model, dtype=torch.float32).eval()
 
-    def generate(prompts: list[list[int]], count: int) -> list[int]:
+    def generate(prompts: list[list[int]], count: int, first: Callable[[], None]) -> list[int]:
+        def after_token(ids: torch.Tensor, _: object) -> torch.Tensor:
+            if ids.shape[1] == len(prompts[0]) + 1:
+                first()
+            return torch.zeros(len(ids), dtype=torch.bool)  # go on
+
         with torch.no_grad():
             out = network.generate(
                 torch.tensor(prompts),
@@ -45,6 +51,7 @@ def load(flags: argparse.Namespace) -> decode_protocol.Generate:
                 do_sample=False,
                 pad_token_id=0,
                 eos_token_id=None,
+                stopping_criteria=[after_token],
             )
         return out[0, len(prompts[0]) :].tolist()
 

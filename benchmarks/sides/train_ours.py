@@ -9,10 +9,9 @@ from codellama_model import AdamW, CausalLMLoss, LlamaConfig, LlamaForCausalLM
 
 def make(size: dict[str, int]) -> tuple[protocol.Step, str]:
     ms.set_context(mode=ms.GRAPH_MODE)
-    keys = {name: value for name, value in size.items() if name not in ("batch", "sequence")}
-    network = LlamaForCausalLM(LlamaConfig(**keys, max_position_embedding=size["sequence"]))
+    network = LlamaForCausalLM(LlamaConfig(**protocol.llama_keys(size)))
     optimizer = AdamW(network.trainable_params(), weight_decay=protocol.WEIGHT_DECAY)
-    step = TrainingStep(CausalLMLoss(network), optimizer, protocol.MAX_GRAD_NORM)
+    step = TrainingStep(CausalLMLoss(network), optimizer, protocol.MAX_GRAD_NORM, size["micro_batches"])
 
     def run(ids: np.ndarray) -> float:
         return step(protocol.LEARNING_RATE, 1.0, {"input_ids": ids}).loss

@@ -3,12 +3,11 @@
 AdamW is torch's fused or its foreach form, whichever takes a step in less time here.
 """
 
-import time
-
 import numpy as np
 import torch
 import train_protocol as protocol
 import transformers
+from machine import best_seconds, torch_product_rate
 from torch.nn import functional
 
 
@@ -55,25 +54,8 @@ def update_seconds(kind: str) -> float:
     """An update of four million parameters, at best."""
     parameter = torch.nn.Parameter(torch.zeros(2048, 2048))
     parameter.grad = torch.ones_like(parameter)
-    optimizer = torch.optim.AdamW([parameter], **{kind: True})
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        optimizer.step()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def product_rate() -> float:
-    """FLOP/s of torch's float32 matrix product, at best of four."""
-    square = torch.ones(2048, 2048)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        square @ square
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * len(square) ** 3 / best
+    return best_seconds(torch.optim.AdamW([parameter], **{kind: True}).step)
 
 
 if __name__ == "__main__":
-    protocol.run(make, product_rate)
+    protocol.run(make, {"product_rate": torch_product_rate})

@@ -1,5 +1,6 @@
 """Worker processes of a benchmark: each side runs in an interpreter of its own and answers requests with JSON lines."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ class Worker:
         return json.loads(line)
 
 
+@functools.cache
 def environment_python(name: str) -> str:
     """The interpreter of one of the workspace's hatch environments, which is made if need be."""
     if shutil.which("hatch") is None:
@@ -47,6 +49,7 @@ def environment_python(name: str) -> str:
     return str(Path(done.stdout.strip()) / "bin" / "python")
 
 
+@functools.cache
 def existing_environment_python(name: str) -> str | None:
     """The interpreter of one of the workspace's hatch environments, None where that has not been made."""
     done = subprocess.run(["hatch", "env", "find", name], check=False, capture_output=True, text=True)
