@@ -27,6 +27,7 @@ SOURCES = (
     "layers.cpp",
     "pass.cpp",
     "product.cpp",
+    "prompt.cpp",
     "head.cpp",
     "gemm.cpp",
     "gemm_dispatch.cpp",
@@ -62,7 +63,7 @@ X86_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
 }
-AMX_FLAGS = (*X86_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16")  # GCC 11, Clang 12
+AMX_FLAGS = (*X86_FLAGS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16")  # GCC 11, Clang 12
 
 
 class CompileError(RuntimeError):

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kMostLines = 4096;  // of a packed block: bounds the scratch, and packing again costs a thousandth
 constexpr int64_t kTasks = 12;        // a member, at least, where the tiles allow: keeps the last one's wait short
+constexpr int64_t kSliversEach = 4;   // of one side for each member, at least, to share the work by them
 constexpr int64_t kMostGroups = 31;    // of A's slivers, each with a phase for packing and one for multiplying
 constexpr int kPackB = kMostGroups, kMultiply = kPackB + 1;
 static_assert(kMultiply + kMostGroups <= Pool::kPhases);
@@ -46,23 +47,66 @@ struct Block {
   int64_t row, rows, column, columns, k, depth;
 };
 
-// Packs both sides of a block and multiplies them, as one job.
+// One operand's lines of a block.
+struct Side {
+  void (*packing)(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* to);
+  const Operand& operand;
+  int64_t first, lines;
+  int64_t width, bytes;  // of a sliver
+  int64_t k, depth;
+
+  int64_t slivers() const { return divide_up(lines, width); }
+  int64_t packed_bytes() const { return slivers() * bytes; }
+  int64_t width_of(int64_t sliver) const { return std::min(width, lines - sliver * width); }
+  void pack(int64_t sliver, char* to) const {
+    packing(operand, first + sliver * width, width_of(sliver), k, depth, to);
+  }
+};
+
+// Tiles of the result from slivers i of A and j of B.
+struct Tiles {
+  const GemmKernels& kernels;
+  const Gemm& g;
+  const Side &a, &b;
+
+  void operator()(int64_t i, const char* a_sliver, int64_t j, const char* b_sliver) const {
+    float* c = g.c + (a.first + i * a.width) * g.stride + b.first + j * b.width;
+    kernels.tile(round_up(a.depth, kernels.depth_multiple), a_sliver, b_sliver, c, g.stride, a.width_of(i),
+                 b.width_of(j), g.add || a.k > 0);
+  }
+};
+
+// Where one side stays in a core's own cache as a whole: it is packed first. Of the other side, whoever takes a sliver
+// packs it and uses it up at once, so that it never leaves the core.
+template <class Multiply>
+void run_past(Pool& pool, const GemmKernels& kernels, const Side& small, const Side& large, char* small_packed,
+              char* large_packed, Multiply&& multiply) {
+  pool.run([&](Member& member) {
+    char* own = large_packed + member.rank() * large.bytes;
+    member.share(0, small.slivers(), 1, [&](int64_t i, int64_t) { small.pack(i, small_packed + i * small.bytes); });
+    member.barrier();
+    kernels.enter();
+    member.share(1, large.slivers(), 1, [&](int64_t j, int64_t) {
+      large.pack(j, own);
+      for (int64_t i = 0; i < small.slivers(); ++i) multiply(i, small_packed + i * small.bytes, j, own);
+    });
+    kernels.leave();
+  });
+}
+
+// Where neither side does: both are packed.
 //
 // A's slivers are cut into groups that fit into a core's own cache. Members begin at groups of their own, pack them and
 // run every sliver of B past them, so that A's never leave the core; whoever has finished helps with the other groups.
-void multiply(Pool& pool, const GemmKernels& kernels, const Gemm& g, const Block& b, char* a_packed, char* b_packed) {
-  const int64_t padded = round_up(b.depth, kernels.depth_multiple);
-  const int64_t a_slivers = divide_up(b.rows, kernels.rows), b_slivers = divide_up(b.columns, kernels.columns);
-  const int64_t a_bytes = kernels.rows * padded * kernels.element_bytes;
-  const int64_t b_bytes = kernels.columns * padded * kernels.element_bytes;
-  const bool add = g.add || b.k > 0;
-  const int64_t fitting = std::max<int64_t>(1, private_cache() / 4 / a_bytes);
+void run_groups(Pool& pool, const GemmKernels& kernels, const Side& a, const Side& b, char* a_packed, char* b_packed,
+                const Tiles& tiles) {
+  const int64_t fitting = std::max<int64_t>(1, private_cache() / 4 / a.bytes);
   // As many groups for each member, where there are slivers enough; and no group so large that its tasks are too few.
-  const int64_t wanted = divide_up(a_slivers * b_slivers, kTasks * pool.size());
-  const int64_t most = std::max(divide_up(a_slivers, kMostGroups), std::min(fitting, std::max<int64_t>(1, wanted)));
-  int64_t groups = divide_up(a_slivers, most);
-  if (groups > 1) groups = std::min({round_up(groups, pool.size()), a_slivers, kMostGroups});
-  const auto first = [&](int64_t group) { return a_slivers * group / groups; };
+  const int64_t wanted = divide_up(a.slivers() * b.slivers(), kTasks * pool.size());
+  const int64_t most = std::max(divide_up(a.slivers(), kMostGroups), std::min(fitting, std::max<int64_t>(1, wanted)));
+  int64_t groups = divide_up(a.slivers(), most);
+  if (groups > 1) groups = std::min({round_up(groups, pool.size()), a.slivers(), kMostGroups});
+  const auto first = [&](int64_t group) { return a.slivers() * group / groups; };
   pool.run([&](Member& member) {
     const int64_t start = groups * member.rank() / member.size();
     const auto every_group = [&](auto&& body) {
@@ -71,33 +115,43 @@ void multiply(Pool& pool, const GemmKernels& kernels, const Gemm& g, const Block
     every_group([&](int64_t group) {
       const int64_t begin = first(group);
       member.share(static_cast<int>(group), first(group + 1) - begin, 2, [&](int64_t from, int64_t to) {
-        for (int64_t i = begin + from; i < begin + to; ++i) {
-          const int64_t line = i * kernels.rows;
-          kernels.pack_a(g.a, b.row + line, std::min(kernels.rows, b.rows - line), b.k, b.depth, a_packed + i * a_bytes);
-        }
+        for (int64_t i = begin + from; i < begin + to; ++i) a.pack(i, a_packed + i * a.bytes);
       });
     });
-    member.share(kPackB, b_slivers, 2, [&](int64_t from, int64_t to) {
-      for (int64_t j = from; j < to; ++j) {
-        const int64_t line = j * kernels.columns;
-        kernels.pack_b(g.b, b.column + line, std::min(kernels.columns, b.columns - line), b.k, b.depth,
-                       b_packed + j * b_bytes);
-      }
+    member.share(kPackB, b.slivers(), 2, [&](int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; ++j) b.pack(j, b_packed + j * b.bytes);
     });
     member.barrier();
     kernels.enter();
     every_group([&](int64_t group) {
-      member.share(kMultiply + static_cast<int>(group), b_slivers, 1, [&](int64_t j, int64_t) {
-        const int64_t column = j * kernels.columns, columns = std::min(kernels.columns, b.columns - column);
+      member.share(kMultiply + static_cast<int>(group), b.slivers(), 1, [&](int64_t j, int64_t) {
         for (int64_t i = first(group); i < first(group + 1); ++i) {
-          const int64_t row = i * kernels.rows, rows = std::min(kernels.rows, b.rows - row);
-          float* c = g.c + (b.row + row) * g.stride + b.column + column;
-          kernels.tile(padded, a_packed + i * a_bytes, b_packed + j * b_bytes, c, g.stride, rows, columns, add);
+          tiles(i, a_packed + i * a.bytes, j, b_packed + j * b.bytes);
         }
       });
     });
     kernels.leave();
   });
+}
+
+// Packs both sides of a block and multiplies them, as one job.
+void multiply(Pool& pool, const GemmKernels& kernels, const Gemm& g, const Block& block, char* a_packed,
+              char* b_packed) {
+  const int64_t depth_bytes = round_up(block.depth, kernels.depth_multiple) * kernels.element_bytes;
+  const Side a{kernels.pack_a, g.a, block.row, block.rows, kernels.rows, kernels.rows * depth_bytes, block.k,
+               block.depth};
+  const Side b{kernels.pack_b, g.b, block.column, block.columns, kernels.columns, kernels.columns * depth_bytes,
+               block.k, block.depth};
+  const Tiles tiles{kernels, g, a, b};
+  const int64_t stays = private_cache() / 8 * 5, least = kSliversEach * pool.size();
+  if (a.packed_bytes() <= b.packed_bytes() && a.packed_bytes() <= stays && b.slivers() >= least) {
+    run_past(pool, kernels, a, b, a_packed, b_packed, tiles);
+  } else if (b.packed_bytes() <= stays && a.slivers() >= least) {
+    run_past(pool, kernels, b, a, b_packed, a_packed,
+             [&](int64_t j, const char* b_sliver, int64_t i, const char* a_sliver) { tiles(i, a_sliver, j, b_sliver); });
+  } else {
+    run_groups(pool, kernels, a, b, a_packed, b_packed, tiles);
+  }
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 // a third of the time of one in float32 vectors. Parts below 2^-126 count as zero; infinities come out as NaN.
 //
 // For prompts there is a table of two parts, 16 significant bits, and three products ("bf16x3"): half the time, and what
-// is left out is below 2^-16 of x y. A float16 weight is exactly the sum of two parts.
+// is left out is below 2^-16 of x y. A float16 weight is exactly the sum of two parts. And one of a single part and product,
+// for those who ask for bfloat16: both operands are rounded to 8 bits, to the nearest, ties to even.
 
 // GCC 12 takes the "undefined" operands of its own intrinsics for uninitialized variables.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -21,12 +22,16 @@
 
 namespace {
 
+using codellama::Half;
 using codellama::Operand;
+using codellama::Type;
 
-constexpr int64_t kSide = 32;          // of a tile of the result: 2 x 2 of the unit's 16 x 16
-constexpr int64_t kStep = 32;          // depth of one tile of an operand, in pairs (k, k + 16)
-constexpr int64_t kTileWords = 16 * 16;  // of 32 bits, each a pair
-constexpr int64_t kBlockDepth = 256;     // a sliver is 48 KiB: one of each side and the result stay near the processor
+constexpr int64_t kSide = 32;            // of a tile of the result: 2 x 2 of the unit's 16 x 16
+constexpr int64_t kStep = 32;            // depth of one tile of an operand
+constexpr int64_t kTileWords = 16 * 16;  // of 32 bits, each a pair of the depth: (k, k + 16), of one part (k, k + 1)
+constexpr int64_t kBlockDepth = 512;     // a sliver is 96 KiB: the unit reads a core's second cache at full speed
+// For prompts: the unit is as fast from a core's second cache, and a tile of the result is touched once for most networks.
+constexpr int64_t kPromptDepth = 2048;
 // A step of a sliver: part 0 of both halves, part 1, part 2.
 constexpr int64_t step_words(int parts) { return 2 * parts * kTileWords; }
 
@@ -52,6 +57,13 @@ inline __m512i joined(__m512 low, __m512 high) {
 template <int Parts>
 inline Pair<Parts> split(__m512 low, __m512 high) {
   Pair<Parts> pair;
+  if constexpr (Parts == 1) {
+    const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    alignas(64) static constexpr uint16_t kTurns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    pair.words[0] = _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), rounded);
+    return pair;
+  }
   const __m512 low0 = narrowed(low), high0 = narrowed(high);
   pair.words[0] = joined(low0, high0);
   low = _mm512_sub_ps(low, low0);
@@ -67,6 +79,39 @@ inline __mmask16 first_lanes(int64_t count) {
 }
 
 inline __m512 load(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
+inline __m512 load(const Half* from, __mmask16 mask) {
+  return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, from));
+}
+inline __m512 load(const int8_t* from, __mmask16 mask) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from)));
+}
+
+// Two neighbouring vectors of one line.
+template <int Parts, class Source>
+inline Pair<Parts> along(const Operand& from, int64_t line, int64_t k, int64_t deep) {
+  const Source* source = from.at<Source>(line, k);
+  __m512 low = load(source, first_lanes(deep)), high = load(source + 16, first_lanes(deep - 16));
+  if constexpr (sizeof(Source) == 1) {  // a step of the depth lies within one group
+    const __m512 scale = _mm512_set1_ps(_cvtsh_ss(from.scale(line, k).bits));
+    low = _mm512_mul_ps(low, scale);
+    high = _mm512_mul_ps(high, scale);
+  }
+  if constexpr (Parts == 1) {
+    Pair<1> pair;
+    pair.words[0] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    return pair;
+  }
+  return split<Parts>(low, high);
+}
+
+// The same 16 lines at two depths.
+template <int Parts, class Source>
+inline Pair<Parts> across(const Operand& from, int64_t line, __mmask16 lines, int64_t k, int64_t i, int64_t deep) {
+  const int64_t first = Parts == 1 ? 2 * i : i, second = Parts == 1 ? 2 * i + 1 : i + 16;
+  const Source* source = from.at<Source>(line, k);
+  return split<Parts>(load(source + first * from.stride, first < deep ? lines : 0),
+                      load(source + second * from.stride, second < deep ? lines : 0));
+}
 
 // rows[i][j] becomes rows[j][i].
 inline void transpose(__m512i (&r)[16]) {
@@ -101,29 +146,21 @@ inline void transpose(__m512i (&r)[16]) {
 
 // Packs a sliver. A tile of A has a line a row and pairs of the depth along it; a tile of B has a pair a row and the
 // lines along it: for one kind of source the words come in that order, for the other they are turned around.
-template <bool LineARow, int Parts>
-void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* target) {
-  uint32_t* to = static_cast<uint32_t*>(target);
+template <bool LineARow, int Parts, class Source>
+void pack_typed(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, uint32_t* to) {
   for (int64_t step = 0; step < depth; step += kStep, to += step_words(Parts)) {
     const int64_t deep = depth - step;
     for (int64_t half = 0; half < 2; ++half) {
+      const int64_t first = half * 16;
       __m512i words[Parts][16];
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i) {
-        const int64_t first = half * 16;
-        __m512 low, high;
-        if (from.depth_contiguous) {
-          const bool there = first + i < count;
-          const float* source = from.at(line + first + i, k + step);
-          low = load(source, there ? first_lanes(deep) : 0);
-          high = load(source + 16, there ? first_lanes(deep - 16) : 0);
-        } else {
-          const __mmask16 lines = first_lanes(count - first);
-          const float* source = from.at(line + first, k + step + i);
-          low = load(source, i < deep ? lines : 0);
-          high = load(source + 16 * from.stride, i + 16 < deep ? lines : 0);
+        Pair<Parts> pair{};
+        if (!from.depth_contiguous) {
+          pair = across<Parts, Source>(from, line + first, first_lanes(count - first), k + step, i, deep);
+        } else if (first + i < count) {
+          pair = along<Parts, Source>(from, line + first + i, k + step, deep);
         }
-        const Pair<Parts> pair = split<Parts>(low, high);
 #pragma GCC unroll 3
         for (int part = 0; part < Parts; ++part) words[part][i] = pair.words[part];
       }
@@ -136,6 +173,19 @@ void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t d
         }
       }
     }
+  }
+}
+
+template <bool LineARow, int Parts>
+void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* to) {
+  uint32_t* words = static_cast<uint32_t*>(to);
+  switch (from.type) {
+    case Type::kFloat32:
+      return pack_typed<LineARow, Parts, float>(from, line, count, k, depth, words);
+    case Type::kFloat16:
+      return pack_typed<LineARow, Parts, Half>(from, line, count, k, depth, words);
+    case Type::kInt8:
+      return pack_typed<LineARow, Parts, int8_t>(from, line, count, k, depth, words);
   }
 }
 
@@ -157,10 +207,22 @@ void tile(int64_t depth, const void* a_packed, const void* b_packed, float* c, i
           int64_t columns, bool add) {
   const uint32_t* a = static_cast<const uint32_t*>(a_packed);
   const uint32_t* b = static_cast<const uint32_t*>(b_packed);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  const bool whole = rows == kSide && columns == kSide;
+  // Of three parts, each block of the depth is a sum of its own that is added to the earlier ones: fewer roundings one
+  // after another.
+  const bool continued = Parts < 3 && add && whole;
+  const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));
+  if (continued) {
+    _tile_loadd(0, c, row_bytes);
+    _tile_loadd(1, c + 16, row_bytes);
+    _tile_loadd(2, c + 16 * stride, row_bytes);
+    _tile_loadd(3, c + 16 * stride + 16, row_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int64_t step = 0; step < depth; step += kStep, a += step_words(Parts), b += step_words(Parts)) {
     // Small products first, and every change of part loads one side only.
     if constexpr (Parts == 3) {
@@ -177,7 +239,7 @@ void tile(int64_t depth, const void* a_packed, const void* b_packed, float* c, i
       CODELLAMA_MULTIPLY();
       CODELLAMA_LOAD_B(0);
       CODELLAMA_MULTIPLY();
-    } else {
+    } else if constexpr (Parts == 2) {
       CODELLAMA_LOAD_A(1);
       CODELLAMA_LOAD_B(0);
       CODELLAMA_MULTIPLY();
@@ -185,10 +247,13 @@ void tile(int64_t depth, const void* a_packed, const void* b_packed, float* c, i
       CODELLAMA_MULTIPLY();
       CODELLAMA_LOAD_B(1);
       CODELLAMA_MULTIPLY();
+    } else {
+      CODELLAMA_LOAD_A(0);
+      CODELLAMA_LOAD_B(0);
+      CODELLAMA_MULTIPLY();
     }
   }
-  // Each block of the depth is a sum of its own that is added to the earlier ones: fewer roundings one after another.
-  const bool direct = !add && rows == kSide && columns == kSide;
+  const bool direct = whole && (continued || !add);
   alignas(64) float apart[kSide * kSide];
   float* out = direct ? c : apart;
   const int64_t wide = direct ? stride : kSide, bytes = wide * static_cast<int64_t>(sizeof(float));
@@ -234,10 +299,12 @@ void leave() { _tile_release(); }
 
 namespace codellama {
 
-extern const GemmKernels gemm_amx, gemm_amx_narrow;
+extern const GemmKernels gemm_amx, gemm_amx_narrow, gemm_amx_bfloat16;
 const GemmKernels gemm_amx = {"amx",         kSide,          kSide,   kStep, kBlockDepth, 2 * 3,
                               pack<true, 3>, pack<false, 3>, tile<3>, enter, leave};
-const GemmKernels gemm_amx_narrow = {"amx",         kSide,          kSide,   kStep, kBlockDepth, 2 * 2,
+const GemmKernels gemm_amx_narrow = {"amx",         kSide,          kSide,   kStep, kPromptDepth, 2 * 2,
                                      pack<true, 2>, pack<false, 2>, tile<2>, enter, leave};
+const GemmKernels gemm_amx_bfloat16 = {"amx",         kSide,          kSide,   kStep, kPromptDepth, 2,
+                                       pack<true, 1>, pack<false, 1>, tile<1>, enter, leave};
 
 }  // namespace codellama

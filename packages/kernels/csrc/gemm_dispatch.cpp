@@ -20,7 +20,7 @@ extern const GemmKernels gemm_avx2;
 extern const GemmKernels gemm_avx512;
 #endif
 #if defined(CODELLAMA_HAVE_AMX)
-extern const GemmKernels gemm_amx, gemm_amx_narrow;
+extern const GemmKernels gemm_amx, gemm_amx_narrow, gemm_amx_bfloat16;
 #endif
 
 namespace {
@@ -32,6 +32,11 @@ bool may_use_amx() {
   asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  a = 7;
+  c = 1;
+  asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  constexpr unsigned kAvx512Bf16 = 1u << 5;
+  if ((a & kAvx512Bf16) == 0) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
@@ -67,6 +72,13 @@ const GemmKernels& narrow_gemm_kernels() {
   if (&gemm_kernels() == &gemm_amx) return gemm_amx_narrow;
 #endif
   return gemm_kernels();
+}
+
+const GemmKernels* bfloat16_gemm_kernels() {
+#if defined(CODELLAMA_HAVE_AMX)
+  if (&gemm_kernels() == &gemm_amx) return &gemm_amx_bfloat16;
+#endif
+  return nullptr;
 }
 
 }  // namespace codellama

@@ -5,6 +5,7 @@
 namespace {
 
 using codellama::Operand;
+using codellama::Type;
 
 // kRows x kVectors accumulators leave room for the operands.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -15,14 +16,18 @@ constexpr int kRows = 6, kVectors = 2;  // of 16
 constexpr int64_t kColumns = kVectors * kLanes;
 constexpr int64_t kBlockDepth = 256;  // a sliver of B is 48 KiB at most, near the processor whatever its caches
 
+template <class Source>
+inline Vec load_some(const Source* from, int64_t count) {
+  return count == kLanes ? load(from) : load_part(from, count);
+}
+
 // to [depth, Width] from `count` lines; squares of kLanes are transposed in registers.
-template <int Width>
-void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* target) {
-  float* to = static_cast<float*>(target);
+template <int Width, class Source>
+void pack_typed(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, float* to) {
   if (!from.depth_contiguous) {
     for (int64_t step = 0; step < depth; ++step) {
-      const float* source = from.at(line, k + step);
-      for (int64_t i = 0; i < count; ++i) to[step * Width + i] = source[i];
+      const Source* source = from.at<Source>(line, k + step);
+      for (int64_t i = 0; i < count; ++i) to[step * Width + i] = to_float(source[i]);
       for (int64_t i = count; i < Width; ++i) to[step * Width + i] = 0.0f;
     }
     return;
@@ -34,8 +39,10 @@ void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t d
       Vec square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        const float* source = from.at(line + first + i, k + step);
-        square[i] = first + i >= count ? Vec{} : deep == kLanes ? load(source) : load_part(source, deep);
+        square[i] = first + i >= count ? Vec{} : load_some(from.at<Source>(line + first + i, k + step), deep);
+        if constexpr (sizeof(Source) == 1) {  // kLanes from a multiple of it on lie within one group
+          if (first + i < count) square[i] *= to_float(from.scale(line + first + i, k + step));
+        }
       }
       transpose(square);
       if (wide == kLanes && deep == kLanes) {
@@ -45,6 +52,19 @@ void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t d
         for (int i = 0; i < deep; ++i) store_part(to + (step + i) * Width + first, square[i], wide);
       }
     }
+  }
+}
+
+template <int Width>
+void pack(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, void* to) {
+  float* floats = static_cast<float*>(to);
+  switch (from.type) {
+    case Type::kFloat32:
+      return pack_typed<Width, float>(from, line, count, k, depth, floats);
+    case Type::kFloat16:
+      return pack_typed<Width, Half>(from, line, count, k, depth, floats);
+    case Type::kInt8:
+      return pack_typed<Width, int8_t>(from, line, count, k, depth, floats);
   }
 }
 

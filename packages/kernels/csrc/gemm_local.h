@@ -25,10 +25,16 @@ class LocalGemm {
     pack(kernels_.pack_b, kernels_.columns, from, lines, depth, to);
   }
 
-  // c [rows, columns] = packed a times packed b, or added to it.
+  // Floats from a packed sliver of so many lines, a tile's rows or columns, to the next.
+  int64_t sliver_floats(int64_t lines, int64_t depth) const {
+    return lines * padded(depth) * kernels_.element_bytes / 4;
+  }
+
+  // c [rows, columns] = packed a times packed b, or added to it. b may have been packed deeper than it is used.
   void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b, float* c, int64_t stride,
-                bool add) const {
-    const int64_t a_floats = sliver(kernels_.rows, depth), b_floats = sliver(kernels_.columns, depth);
+                bool add, int64_t b_depth = 0) const {
+    const int64_t a_floats = sliver_floats(kernels_.rows, depth);
+    const int64_t b_floats = sliver_floats(kernels_.columns, std::max(depth, b_depth));
     for (int64_t column = 0; column < columns; column += kernels_.columns, b += b_floats) {
       const float* a_sliver = a;
       for (int64_t row = 0; row < rows; row += kernels_.rows, a_sliver += a_floats) {
@@ -41,11 +47,10 @@ class LocalGemm {
  private:
   static int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
   int64_t padded(int64_t depth) const { return round_up(depth, kernels_.depth_multiple); }
-  int64_t sliver(int64_t lines, int64_t depth) const { return lines * padded(depth) * kernels_.element_bytes / 4; }
 
   template <class Pack>
   void pack(Pack packing, int64_t side, const Operand& from, int64_t lines, int64_t depth, float* to) const {
-    for (int64_t line = 0; line < lines; line += side, to += sliver(side, depth)) {
+    for (int64_t line = 0; line < lines; line += side, to += sliver_floats(side, depth)) {
       packing(from, line, std::min(side, lines - line), 0, depth, to);
     }
   }

@@ -44,22 +44,37 @@ void run(const Arguments& a) {
   const bool many = batch >= kManyTokens;
   Pool& pool = Pool::instance();
   const std::lock_guard<std::mutex> lock(pool.mutex());
+  const Matrix weight = a.matrix(kWeight, a.is(kWeight, "int8") ? a.data<Half>(kRest) : nullptr);
+  const GemmKernels& gemm = weight.type == Type::kFloat32 ? gemm_kernels() : narrow_gemm_kernels();
   const int64_t normed_floats = (batch * hidden + 15) / 16 * 16;
-  float* normed = pool.scratch(normed_floats + (many ? multiply_scratch(batch, vocabulary, hidden) : 0));
+  const int64_t packed_floats = many ? PackedTokens::floats(gemm, batch, hidden) : 0;
+  const int64_t weight_floats = many ? PackedTokens::weight_floats(gemm, hidden) : 0;
+  float* normed = pool.scratch(normed_floats + packed_floats + weight_floats * pool.size());
+  float* packed = normed + normed_floats;
   for (int64_t row = 0; row < batch; ++row) {
     k.rms_norm(a.data<float>(kX) + a.data<int32_t>(kLast)[row] * hidden, a.data<float>(kNorm), *a.data<float>(kEps),
                hidden, normed + row * hidden);
   }
+  const PackedTokens tokens(gemm, batch, hidden, packed);
+  if (many) {
+    for (int64_t sliver = 0; sliver < tokens.slivers(); ++sliver) {
+      tokens.pack(sliver, normed + sliver * tokens.rows() * hidden, hidden);
+    }
+  }
   float* logits = a.data<float>(logits_of(a));
-  const Matrix weight = a.matrix(kWeight, a.is(kWeight, "int8") ? a.data<Half>(kRest) : nullptr);
-  if (many) multiply(pool, {normed, hidden, batch, {weight}, logits, vocabulary, false}, normed + normed_floats);
   const Product product{normed, hidden, batch, weight, logits, vocabulary, nullptr, 0};
-  const int64_t step = (kStreamBytes / weight.row_bytes() / 4 + 1) * 4;
+  const int64_t step =
+      many ? tokens.rows_at_a_time(weight, pool.size()) : (kStreamBytes / weight.row_bytes() / 4 + 1) * 4;
   std::vector<Best> best(static_cast<size_t>(batch * pool.size()));
   pool.run([&](Member& member) {
     Best* mine = best.data() + member.rank() * batch;
+    float* scratch = packed + packed_floats + member.rank() * weight_floats;
     member.share(0, vocabulary, step, [&](int64_t begin, int64_t end) {
-      if (!many) k.product(product, begin, end);
+      if (many) {
+        tokens.multiply(weight, begin, end, logits, vocabulary, false, scratch);
+      } else {
+        k.product(product, begin, end);
+      }
       for (int64_t row = 0; row < batch; ++row) {
         for (int64_t id = begin; id < end; ++id) mine[row].take(logits[row * vocabulary + id], id);
       }

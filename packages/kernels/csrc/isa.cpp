@@ -1,7 +1,7 @@
 // The arithmetic, compiled once per instruction set (CODELLAMA_ISA names the table).
 //
 // Products of a few tokens (decoding) stream the weight's rows past the tokens: every weight is read once, in order, and
-// memory is the limit. Products of many (prompts) are in gemm.cpp.
+// memory is the limit. Products of many (prompts) are in product.cpp.
 #include <cmath>
 
 #include "simd.h"
@@ -253,27 +253,6 @@ void product(const Product& p, int64_t begin, int64_t end) {
   }
 }
 
-template <class W>
-void widen_typed(const Matrix& weight, int64_t begin, int64_t end, float* to) {
-  const Rows<W> w(weight);
-  for (int64_t row = begin; row < end; ++row, to += w.columns) {
-    int64_t k = 0;
-    for (; k + kLanes <= w.columns; k += kLanes) store(to + k, w.part(row, k, kLanes));
-    if (k < w.columns) store_part(to + k, w.part(row, k, w.columns - k), w.columns - k);
-  }
-}
-
-void widen(const Matrix& weight, int64_t begin, int64_t end, float* to) {
-  switch (weight.type) {
-    case Type::kFloat32:
-      return widen_typed<float>(weight, begin, end, to);
-    case Type::kFloat16:
-      return widen_typed<Half>(weight, begin, end, to);
-    case Type::kInt8:
-      return widen_typed<int8_t>(weight, begin, end, to);
-  }
-}
-
 // ---- attention ---------------------------------------------------------------------------------------------------
 
 int64_t attend_scratch(int64_t width) {
@@ -375,6 +354,55 @@ void attend(const Attend& a, float* scratch) {
   a.type == Type::kFloat16 ? attend_typed<Half>(a, scratch) : attend_typed<float>(a, scratch);
 }
 
+// 2^x of x <= 0 to 2 units in the last place; 0 below -126.
+inline Vec power_of_two(Vec x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, held in the last bits
+  const Vec bounded = x < -126.0f ? splat(-126.0f) : x;
+  const Vec shifted = bounded + magic;
+  const Vec rest = bounded - (shifted - magic);
+  // The polynomial of degree 5 whose largest error relative to 2^rest, |rest| <= 1/2, is the least: 7.5e-8.
+  Vec series = splat(0.0013276472f);
+  series = series * rest + 0.00967554138f;
+  series = series * rest + 0.0555071327f;
+  series = series * rest + 0.240221197f;
+  series = series * rest + 0.693146967f;
+  series = series * rest + 1.00000007f;
+  const Vec result = (Vec)((IntVec)series + ((IntVec)shifted << 23));
+  return x < -126.0f ? splat(0.0f) : result;
+}
+
+void weigh(float* scores, int64_t visible, int64_t count, float* mixed, int64_t width, float* largest, float* total) {
+  if (visible < count) std::memset(scores + visible, 0, static_cast<size_t>(count - visible) * sizeof(float));
+  if (visible == 0) return;
+  const int64_t whole = visible / kLanes * kLanes;
+  Vec most = splat(*largest);
+  for (int64_t i = 0; i < whole; i += kLanes) most = larger(load(scores + i), most);
+  float now = maximum(most);
+  for (int64_t i = whole; i < visible; ++i) now = scores[i] > now ? scores[i] : now;
+  Vec added = {};
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vec weight = power_of_two(load(scores + i) - now);
+    store(scores + i, weight);
+    added += weight;
+  }
+  float sums = sum(added);
+  if (whole < visible) {
+    const int64_t left = visible - whole;
+    store_part(scores + whole, power_of_two(load_part(scores + whole, left) - now), left);
+    for (int64_t i = whole; i < visible; ++i) sums += scores[i];
+  }
+  if (now == *largest) {
+    *total += sums;
+    return;
+  }
+  const float shrink = *largest == -INFINITY ? 0.0f : power_of_two(splat(*largest - now))[0];
+  *total = *total * shrink + sums;
+  *largest = now;
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(mixed + i, load(mixed + i) * shrink);
+  for (; i < width; ++i) mixed[i] *= shrink;
+}
+
 void merge(const float* mixed, const float* largest, const float* total, int64_t count, int64_t width, float* out) {
   float most = -INFINITY;
   for (int64_t span = 0; span < count; ++span) {
@@ -439,7 +467,7 @@ namespace codellama {
 
 extern const Kernels CODELLAMA_JOIN(kernels_, CODELLAMA_ISA);
 const Kernels CODELLAMA_JOIN(kernels_, CODELLAMA_ISA) = {
-    CODELLAMA_TEXT(CODELLAMA_ISA), attend_scratch, rms_norm, rotate, append, swiglu, widen, product, attend, merge,
+    CODELLAMA_TEXT(CODELLAMA_ISA), attend_scratch, rms_norm, rotate, append, swiglu, product, attend, weigh, merge,
 };
 
 }  // namespace codellama

@@ -85,11 +85,13 @@ struct Kernels {
   void (*append)(const float* from, void* to, Type type, int64_t n);
   // gate = silu(gate) * up
   void (*swiglu)(float* gate, const float* up, int64_t n);
-  // Rows begin..end of the weight to floats without gaps.
-  void (*widen)(const Matrix& weight, int64_t begin, int64_t end, float* to);
   // Rows begin..end of the weight, all tokens: a few, past which the weight is streamed once.
   void (*product)(const Product& product, int64_t begin, int64_t end);
   void (*attend)(const Attend& attend, float* scratch);
+  // A tile of scores of one query row, in units of log 2, becomes weights 2^(score - largest), 0 from `visible` to
+  // `count`; what earlier tiles have left in mixed [width] and total is rescaled to the new largest score.
+  void (*weigh)(float* scores, int64_t visible, int64_t count, float* mixed, int64_t width, float* largest,
+                float* total);
   // Folds `count` spans of one query row, as `attend` left them in neighbouring slots, into out [D].
   void (*merge)(const float* mixed, const float* largest, const float* total, int64_t count, int64_t width, float* out);
 };

@@ -115,19 +115,25 @@ bool is_plausible(const Arguments& a) {
          a.is_shape(kSine, a.side(kCosine, 0), width) && s.cached <= a.side(kCosine, 0) + 1;
 }
 
+void run(const Arguments& a, Compute compute) {
+  Pool& pool = Pool::instance();
+  const std::lock_guard<std::mutex> lock(pool.mutex());
+  const Layout layout(a);
+  Pass pass(pool, sizes_of(a), compute, a.data<float>(kX), a.data<int32_t>(kPositions), a.data<float>(kCosine),
+            a.data<float>(kSine), a.data<float>(a.count() - 1));
+  for (int layer = 0; layer < layout.layers; ++layer) pass.run(weights_of(a, layout, layer));
+  pass.finish();
+}
+
 }  // namespace
 }  // namespace codellama
 
 using namespace codellama;
 
 CODELLAMA_OPERATOR(codellama_cached_layers) {
-  return serve(is_plausible(a), [&] {
-    Pool& pool = Pool::instance();
-    const std::lock_guard<std::mutex> lock(pool.mutex());
-    const Layout layout(a);
-    Pass pass(pool, sizes_of(a), a.data<float>(kX), a.data<int32_t>(kPositions), a.data<float>(kCosine),
-              a.data<float>(kSine), a.data<float>(a.count() - 1));
-    for (int layer = 0; layer < layout.layers; ++layer) pass.run(weights_of(a, layout, layer));
-    pass.finish();
-  });
+  return serve(is_plausible(a), [&] { run(a, Compute::kFloat32); });
+}
+
+CODELLAMA_OPERATOR(codellama_cached_layers_bfloat16) {
+  return serve(is_plausible(a) && bfloat16_gemm_kernels(), [&] { run(a, Compute::kBfloat16); });
 }

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "pool.h"
-#include "product.h"
+#include "prompt.h"
 
 namespace codellama {
 namespace {
@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kStreamBytes = 64 << 10;  // of a streamed weight that a member takes at a time: some microseconds
 constexpr int64_t kSpan = 256;              // positions that a member attends to at a time when the cache is cut
 constexpr int64_t kCutTokens = 16;  // up to so many tokens the cache is cut; more give every member blocks of their own
+constexpr int64_t kPromptTasks = 3;  // of attention for each member, at least, where there are tokens enough
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -23,13 +24,16 @@ int64_t row_stride(int64_t columns) { return round_up(columns, 16) + 16; }
 // Rows of a streamed weight to take at a time: few, for balance, but many bytes.
 int64_t rows_at_a_time(const Matrix& w) { return round_up(kStreamBytes / w.row_bytes() + 1, 4); }
 
+bool is_narrow(Type type) { return type != Type::kFloat32; }
+
 }  // namespace
 
-Pass::Pass(Pool& pool, const PassSizes& sizes, const float* x, const int32_t* positions, const float* cosine,
-           const float* sine, float* out)
+Pass::Pass(Pool& pool, const PassSizes& sizes, Compute compute, const float* x, const int32_t* positions,
+           const float* cosine, const float* sine, float* out)
     : pool_(pool),
       k_(kernels()),
       s_(sizes),
+      compute_(compute),
       x_(x),
       cosine_(cosine),
       sine_(sine),
@@ -58,7 +62,11 @@ void Pass::find_tokens(const int32_t* positions) {
 
 void Pass::cut_attention() {
   const bool cut = pool_.size() > 1 && tokens_ <= kCutTokens;
-  const int64_t most = std::max<int64_t>(1, kQueryRows / group_);
+  int64_t most = std::max<int64_t>(1, kQueryRows / group_);
+  if (many_) {
+    const int64_t blocks = (kPromptTasks * pool_.size() + s_.kv_heads - 1) / s_.kv_heads;
+    most = std::clamp<int64_t>((tokens_ + blocks - 1) / blocks, 1, std::max<int64_t>(1, kPromptRows / group_));
+  }
   for (int64_t token = 0; token < tokens_;) {
     Block block{token, 0, 1, tasks_, slots_};
     int32_t last = 0;
@@ -75,22 +83,28 @@ void Pass::cut_attention() {
 }
 
 void Pass::lay_out() {
-  thread_floats_ = round_up(k_.attend_scratch(s_.width), 16);
   const bool padded = tokens_ < all_;
   const int64_t mixed = s_.heads * s_.width;
-  int64_t products = 0;
+  int64_t packed = 0;
+  thread_floats_ = k_.attend_scratch(s_.width);
   if (many_) {
-    for (const auto& [rows, columns] : {std::pair{qkv_columns_, s_.hidden}, std::pair{s_.hidden, mixed},
-                                        std::pair{2 * s_.ffn, s_.hidden}, std::pair{s_.hidden, s_.ffn}}) {
-      products = std::max(products, multiply_scratch(tokens_, rows, columns));
+    // The layers may hold weights of any types: room for the widest packing.
+    const int64_t widest = std::max({s_.hidden, mixed, s_.ffn});
+    int64_t most = 0;
+    for (const Block& block : blocks_) most = std::max(most, block.tokens);
+    for (const GemmKernels* kernels : {&gemm_kernels(), &narrow_gemm_kernels()}) {
+      packed = std::max(packed, PackedTokens::floats(*kernels, tokens_, widest));
+      thread_floats_ = std::max({thread_floats_, attend_prompt_scratch(*kernels, most * group_, s_.width),
+                                 PackedTokens::weight_floats(*kernels, widest), kernels->rows * hidden_stride_});
     }
   }
+  thread_floats_ = round_up(thread_floats_, 16);
   const struct {
     float** part;
     int64_t size;
   } parts[] = {
       {&residual_, padded ? tokens_ * s_.hidden : 0},
-      {&normed_, tokens_ * hidden_stride_},
+      {&normed_, many_ ? 0 : tokens_ * hidden_stride_},
       {&qkv_, tokens_ * qkv_columns_},
       {&mixed_, tokens_ * mixed},
       {&middle_, many_ ? 0 : tokens_ * s_.hidden},
@@ -99,7 +113,7 @@ void Pass::lay_out() {
       {&slot_largest_, cut_ ? slots_ : 0},
       {&slot_total_, cut_ ? slots_ : 0},
       {&thread_scratch_, thread_floats_ * pool_.size()},
-      {&product_scratch_, products},
+      {&packed_, packed},
   };
   int64_t total = 0;
   for (const auto& part : parts) total += round_up(part.size, 16);
@@ -119,7 +133,7 @@ void Pass::lay_out() {
 void Pass::run(const LayerWeights& layer) {
   if (tokens_ == 0) return;
   if (many_) {
-    many(layer);
+    pool_.run([&](Member& member) { many(layer, member); });
   } else {
     pool_.run_watched([&](Member& member) { few(layer, member); });
   }
@@ -149,7 +163,7 @@ void Pass::few(const LayerWeights& w, Member& member) {
   member.barrier();
   member.share(4, tokens_, 1, [&](int64_t token, int64_t) { place(w, token); });
   member.barrier();
-  member.share(5, tasks_, 1, [&](int64_t task, int64_t) { attend(w, task, scratch); });
+  member.share(5, tasks_, 1, [&](int64_t task, int64_t) { k_.attend(attention(w, task), scratch); });
   member.barrier();
   if (cut_) {
     member.share(6, tokens_ * s_.heads, 4, [&](int64_t begin, int64_t end) { merge(begin, end); });
@@ -172,29 +186,92 @@ void Pass::few(const LayerWeights& w, Member& member) {
   product(member, 10, {gate_, ffn_stride_, tokens_, w.w2, residual_, s_.hidden, middle_, s_.hidden});
 }
 
-void Pass::many(const LayerWeights& w) {
-  pool_.run([&](Member& member) { norm(member, 0, residual_, w.attention_norm); });
-  multiply(pool_, {normed_, hidden_stride_, tokens_, {w.wq, w.wk, w.wv}, qkv_, qkv_columns_, false}, product_scratch_);
-  pool_.run([&](Member& member) {
-    float* scratch = thread_scratch_ + member.rank() * thread_floats_;
-    member.share(0, tokens_, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t token = begin; token < end; ++token) place(w, token);
-    });
-    member.barrier();
-    // The longest tasks first: the last ones, which the others wait for, are then short.
-    member.share(1, tasks_, 1, [&](int64_t task, int64_t) { attend(w, tasks_ - 1 - task, scratch); });
-  });
-  multiply(pool_, {mixed_, w.wo.columns, tokens_, {w.wo}, residual_, s_.hidden, true}, product_scratch_);
-  pool_.run([&](Member& member) { norm(member, 0, residual_, w.ffn_norm); });
-  multiply(pool_, {normed_, hidden_stride_, tokens_, {w.w1, w.w3}, gate_, ffn_stride_, false}, product_scratch_);
-  pool_.run([&](Member& member) {
-    member.share(0, tokens_, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t token = begin; token < end; ++token) {
-        k_.swiglu(gate_ + token * ffn_stride_, up_ + token * ffn_stride_, s_.ffn);
+// The same for many tokens. What a product reads is packed in the phase before it; norms and activations are computed
+// where their results are packed or made.
+void Pass::many(const LayerWeights& w, Member& member) {
+  float* scratch = thread_scratch_ + member.rank() * thread_floats_;
+  const auto norm_rows = [&](const float* weight) {
+    return [this, weight, scratch](int64_t token, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        k_.rms_norm(residual_ + (token + i) * s_.hidden, weight, s_.eps, s_.hidden, scratch + i * hidden_stride_);
       }
-    });
+      return std::pair<const float*, int64_t>(scratch, hidden_stride_);
+    };
+  };
+  const PackedTokens attended = packed(gemm_for({w.wq, w.wk, w.wv}), s_.hidden);
+  pack(member, 0, attended, norm_rows(w.attention_norm));
+  member.barrier();
+  float* column = qkv_;
+  int phase = 1;
+  for (const Matrix& matrix : {w.wq, w.wk, w.wv}) {
+    multiply(member, phase++, attended, matrix, column, qkv_columns_, false);
+    column += matrix.rows;
+  }
+  member.barrier();
+  member.share(4, tokens_, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) place(w, token);
   });
-  multiply(pool_, {gate_, ffn_stride_, tokens_, {w.w2}, residual_, s_.hidden, true}, product_scratch_);
+  member.barrier();
+  // The longest tasks first: the last ones, which the others wait for, are then short.
+  const GemmKernels& attention_gemm = compute_ == Compute::kBfloat16 ? *bfloat16_gemm_kernels()
+                                      : is_narrow(s_.cache)          ? narrow_gemm_kernels()
+                                                                     : gemm_kernels();
+  member.share(5, tasks_, 1, [&](int64_t task, int64_t) {
+    attend_prompt(attention_gemm, attention(w, tasks_ - 1 - task), scratch);
+  });
+  member.barrier();
+  const PackedTokens mixed = packed(gemm_for({w.wo}), w.wo.columns);
+  pack(member, 6, mixed, [&](int64_t token, int64_t) {
+    return std::pair<const float*, int64_t>(mixed_ + token * w.wo.columns, w.wo.columns);
+  });
+  member.barrier();
+  multiply(member, 7, mixed, w.wo, residual_, s_.hidden, true);
+  member.barrier();
+  const PackedTokens normed = packed(gemm_for({w.w1, w.w3}), s_.hidden);
+  pack(member, 8, normed, norm_rows(w.ffn_norm));
+  member.barrier();
+  member.share(9, s_.ffn, normed.rows_at_a_time(w.w1, member.size()), [&](int64_t begin, int64_t end) {
+    normed.multiply(w.w1, begin, end, gate_, ffn_stride_, false, scratch);
+    normed.multiply(w.w3, begin, end, up_, ffn_stride_, false, scratch);
+    for (int64_t token = 0; token < tokens_; ++token) {
+      k_.swiglu(gate_ + token * ffn_stride_ + begin, up_ + token * ffn_stride_ + begin, end - begin);
+    }
+  });
+  member.barrier();
+  const PackedTokens gated = packed(gemm_for({w.w2}), s_.ffn);
+  pack(member, 10, gated, [&](int64_t token, int64_t) {
+    return std::pair<const float*, int64_t>(gate_ + token * ffn_stride_, ffn_stride_);
+  });
+  member.barrier();
+  multiply(member, 11, gated, w.w2, residual_, s_.hidden, true);
+}
+
+// The kernels for products with these weights.
+const GemmKernels& Pass::gemm_for(std::initializer_list<Matrix> weights) const {
+  if (compute_ == Compute::kBfloat16) return *bfloat16_gemm_kernels();
+  const bool narrow = std::all_of(weights.begin(), weights.end(), [](const Matrix& w) { return is_narrow(w.type); });
+  return narrow ? narrow_gemm_kernels() : gemm_kernels();
+}
+
+PackedTokens Pass::packed(const GemmKernels& kernels, int64_t columns) const {
+  return PackedTokens(kernels, tokens_, columns, packed_);
+}
+
+// rows(token, count) -> (first of so many rows, distance of rows)
+template <class Rows>
+void Pass::pack(Member& member, int phase, const PackedTokens& tokens, Rows&& rows) {
+  member.share(phase, tokens.slivers(), 1, [&](int64_t sliver, int64_t) {
+    const auto [x, ldx] = rows(sliver * tokens.rows(), tokens.tokens_of(sliver));
+    tokens.pack(sliver, x, ldx);
+  });
+}
+
+void Pass::multiply(Member& member, int phase, const PackedTokens& tokens, const Matrix& w, float* out, int64_t ldo,
+                    bool add) {
+  float* scratch = thread_scratch_ + member.rank() * thread_floats_;
+  member.share(phase, w.rows, tokens.rows_at_a_time(w, member.size()), [&](int64_t begin, int64_t end) {
+    tokens.multiply(w, begin, end, out, ldo, add, scratch);
+  });
 }
 
 void Pass::product(Member& member, int phase, const Product& p) {
@@ -232,7 +309,7 @@ void Pass::place(const LayerWeights& w, int64_t token) {
   for (int64_t i = 0; i < s_.kv_heads; ++i) append(head + i * s_.width, w.values, token, i);
 }
 
-void Pass::attend(const LayerWeights& w, int64_t task, float* scratch) {
+Attend Pass::attention(const LayerWeights& w, int64_t task) const {
   const auto behind = std::upper_bound(blocks_.begin(), blocks_.end(), task,
                                        [](int64_t value, const Block& block) { return value < block.first_task; });
   const Block& block = *(behind - 1);
@@ -264,7 +341,7 @@ void Pass::attend(const LayerWeights& w, int64_t task, float* scratch) {
     attend.token_slots = s_.heads;
     attend.head_slots = 1;
   }
-  k_.attend(attend, scratch);
+  return attend;
 }
 
 void Pass::merge(int64_t begin, int64_t end) {

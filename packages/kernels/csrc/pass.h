@@ -9,9 +9,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "kernels.h"
+#include "product.h"
 
 namespace codellama {
 
@@ -33,11 +35,14 @@ struct PassSizes {
   float eps;
 };
 
+// What the products of many tokens compute in. Few tokens are always computed in float32.
+enum class Compute { kFloat32, kBfloat16 };
+
 class Pass {
  public:
   // x and out [T, H], positions [B, S], cosine and sine [P, D]. The caller holds the pool's mutex until the end.
-  Pass(Pool& pool, const PassSizes& sizes, const float* x, const int32_t* positions, const float* cosine,
-       const float* sine, float* out);
+  Pass(Pool& pool, const PassSizes& sizes, Compute compute, const float* x, const int32_t* positions,
+       const float* cosine, const float* sine, float* out);
 
   void run(const LayerWeights& layer);
   // Once, after the last layer.
@@ -57,7 +62,7 @@ class Pass {
   void lay_out();
 
   void few(const LayerWeights& w, Member& member);
-  void many(const LayerWeights& w);
+  void many(const LayerWeights& w, Member& member);
 
   int64_t row(int64_t token) const { return token_[static_cast<size_t>(token)] / s_.length; }
   int32_t position(int64_t token) const { return position_[static_cast<size_t>(token)]; }
@@ -65,13 +70,19 @@ class Pass {
   void append(const float* from, void* to, int64_t token, int64_t head) const;
   void norm(Member& member, int phase, const float* x, const float* weight);
   void product(Member& member, int phase, const Product& product);
+  const GemmKernels& gemm_for(std::initializer_list<Matrix> weights) const;
+  PackedTokens packed(const GemmKernels& kernels, int64_t columns) const;
+  template <class Rows>
+  void pack(Member& member, int phase, const PackedTokens& tokens, Rows&& rows);
+  void multiply(Member& member, int phase, const PackedTokens& tokens, const Matrix& w, float* out, int64_t ldo, bool add);
   void place(const LayerWeights& w, int64_t token);
-  void attend(const LayerWeights& w, int64_t task, float* scratch);
+  Attend attention(const LayerWeights& w, int64_t task) const;
   void merge(int64_t begin, int64_t end);
 
   Pool& pool_;
   const Kernels& k_;
   const PassSizes s_;
+  const Compute compute_;
   const float *x_, *cosine_, *sine_;
   float* out_;
   const int64_t all_, group_, qkv_columns_, hidden_stride_, ffn_stride_;
@@ -84,7 +95,7 @@ class Pass {
   std::vector<Block> blocks_;
   float* residual_;  // [tokens, H]: what the layers hand on, in `out` where there is no padding
   float *normed_, *qkv_, *mixed_, *middle_, *gate_, *up_;
-  float *slot_mixed_, *slot_largest_, *slot_total_, *thread_scratch_, *product_scratch_;
+  float *slot_mixed_, *slot_largest_, *slot_total_, *thread_scratch_, *packed_;
 };
 
 }  // namespace codellama

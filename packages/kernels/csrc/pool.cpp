@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <chrono>
@@ -19,6 +20,8 @@ namespace {
 constexpr int kSpins = 500;
 // Between jobs: operators of one graph follow within microseconds, graphs within a millisecond.
 constexpr auto kAwake = std::chrono::microseconds(1000);
+
+constexpr std::align_val_t kScratchAlignment{2 << 20};  // of a large page
 
 std::atomic<Pool*> current{nullptr};
 
@@ -56,10 +59,14 @@ Pool::Pool(int size) : size_(size) {}
 
 float* Pool::scratch(int64_t floats) {
   if (floats > scratch_floats_) {
-    ::operator delete(scratch_, std::align_val_t(64));
+    ::operator delete(scratch_, kScratchAlignment);
     scratch_floats_ = 0;
     scratch_ = nullptr;
-    scratch_ = static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float), std::align_val_t(64)));
+    const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+    scratch_ = static_cast<float*>(::operator new(bytes, kScratchAlignment));
+#if defined(MADV_HUGEPAGE)
+    madvise(scratch_, bytes, MADV_HUGEPAGE);  // columns of wide matrices cross a small page with every element
+#endif
     scratch_floats_ = floats;
   }
   return scratch_;

@@ -18,7 +18,7 @@ isa_flags() {
     generic) ;;
     avx2) echo "-mavx2 -mfma -mf16c" ;;
     avx512) echo "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c" ;;
-    amx) echo "$(isa_flags avx512) -mamx-tile -mamx-bf16" ;;
+    amx) echo "$(isa_flags avx512) -mavx512bf16 -mamx-tile -mamx-bf16" ;;
   esac
 }
 

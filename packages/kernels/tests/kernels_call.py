@@ -29,18 +29,18 @@ def call(function: str, *arrays: NDArray) -> int:
     )
 
 
-def layer(x, positions, cos, sin, keys, values, weights, eps=EPS, scales=()):
+def layer(x, positions, cos, sin, keys, values, weights, eps=EPS, scales=(), function="cached_layers"):
     """The output of `cached_layers` with one layer; keys and values are changed in place."""
-    return layers(x, positions, cos, sin, [(keys, values, weights, scales)], eps)
+    return layers(x, positions, cos, sin, [(keys, values, weights, scales)], eps, function)
 
 
-def layers(x, positions, cos, sin, of_each, eps=EPS):
+def layers(x, positions, cos, sin, of_each, eps=EPS, function="cached_layers"):
     """The output of `cached_layers`; of_each: (keys, values, weights, scales in the order of the matrices)."""
     out = np.full_like(x, np.nan)
     arguments = [x, positions, cos, sin, np.array([eps], np.float32)]
     for keys, values, weights, scales in of_each:
         arguments += [*(weights[name] for name in oracle.ORDER), keys, values, *scales]
-    assert call("codellama_cached_layers", *arguments, out) == 0
+    assert call(f"codellama_{function}", *arguments, out) == 0
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,17 @@ def softmax(scores: Array) -> Array:
     return weights / weights.sum(-1, keepdims=True)
 
 
+def exact(x: Array) -> Array:
+    return x
+
+
+def bfloat16(x: Array) -> Array:
+    """x rounded to float32 and then to 8 significant bits, to the nearest, ties to even."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(np.float64)
+
+
 def layer(
     x: NDArray[np.float32],
     positions: NDArray[np.int32],
@@ -89,9 +101,14 @@ def layer(
     values: NDArray[np.float32],
     weights: dict[str, NDArray[np.float32]],
     eps: float,
+    rounded: Callable[[Array], Array] = exact,
 ) -> tuple[Array, Array, Array]:
-    """What `cached_layer` does: (output, keys, values) with the caches as they are afterwards, in float64."""
+    """What `cached_layer` does: (output, keys, values) with the caches as they are afterwards, in float64.
+
+    `rounded` is applied to the operands of every product.
+    """
     w = {name: value.astype(np.float64) for name, value in weights.items()}
+    w = {name: rounded(value) if name in MATRICES else value for name, value in w.items()}
     batch, length = positions.shape
     width = cos.shape[1]
     heads, kv_heads = w["wq"].shape[0] // width, w["wk"].shape[0] // width
@@ -103,7 +120,7 @@ def layer(
     queries = {}
     for row, column in tokens:
         position = positions[row, column]
-        normed = rms_norm(out[row, column], w["attention_norm"], eps)
+        normed = rounded(rms_norm(out[row, column], w["attention_norm"], eps))
         turn = (cos[position].astype(np.float64), sin[position].astype(np.float64))
         queries[row, column] = rotate((w["wq"] @ normed).reshape(heads, width), *turn)
         cached_keys[row, :, position] = rotate((w["wk"] @ normed).reshape(kv_heads, width), *turn)
@@ -116,12 +133,14 @@ def layer(
         group = heads // kv_heads
         key = cached_keys[row, :, :seen].repeat(group, axis=0)
         value = cached_values[row, :, :seen].repeat(group, axis=0)
-        shares = softmax(np.einsum("nd,npd->np", queries[row, column], key) / np.sqrt(width))
-        mixed = np.einsum("np,npd->nd", shares, value)
-        middle = out[row, column] + w["wo"] @ mixed.reshape(-1)
-        normed = rms_norm(middle, w["ffn_norm"], eps)
+        query = rounded(queries[row, column] * (width**-0.5 * np.log2(np.e)))
+        scores = np.einsum("nd,npd->np", query, rounded(key))
+        shares = np.exp2(scores - scores.max(-1, keepdims=True))
+        mixed = np.einsum("np,npd->nd", rounded(shares), rounded(value)) / shares.sum(-1, keepdims=True)
+        middle = out[row, column] + w["wo"] @ rounded(mixed.reshape(-1))
+        normed = rounded(rms_norm(middle, w["ffn_norm"], eps))
         gate = w["w1"] @ normed
-        out[row, column] = middle + w["w2"] @ (gate / (1 + np.exp(-gate)) * (w["w3"] @ normed))
+        out[row, column] = middle + w["w2"] @ rounded(gate / (1 + np.exp(-gate)) * (w["w3"] @ normed))
     return out.reshape(x.shape), cached_keys.reshape(keys.shape), cached_values.reshape(values.shape)
 
 

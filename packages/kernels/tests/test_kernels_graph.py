@@ -7,7 +7,7 @@ import kernels_oracle as oracle
 import mindspore as ms
 import numpy as np
 import pytest
-from codellama_kernels import operations
+from codellama_kernels import has_bfloat16_products, operations
 from kernels_oracle import Sizes
 from mindspore import Parameter, Tensor, nn
 
@@ -89,6 +89,33 @@ def test_two_graphs_taking_turns_do_not_disturb_each_other(cache) -> None:
             out, *_ = expected(x[index], positions, weights[index])
             tolerance = TOLERANCE if cache == ms.float32 else 1e-2  # float16 keys
             np.testing.assert_allclose(ours.asnumpy(), out[step : step + 1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.skipif(not has_bfloat16_products(), reason="this processor has no products in bfloat16")
+def test_bfloat16_in_a_graph() -> None:
+    """The table's entry is the operator of that name: bit by bit what the function computes."""
+    weights = SIZES.weights(np.random.default_rng(5))
+    x = np.random.default_rng(6).standard_normal((30, SIZES.hidden)).astype(np.float32)
+    positions = np.arange(30, dtype=np.int32)[None]
+    cos, sin = oracle.rotary(30, SIZES.width)
+    layer = operations("bfloat16")["cached_layers"]
+    empty = np.zeros((SIZES.kv_heads * 31, SIZES.width), np.float32)
+    tensors = [Parameter(Tensor(weights[name]), name=name) for name in oracle.ORDER]
+    caches = [Parameter(Tensor(empty), name=name) for name in ("keys", "values")]
+
+    class Bfloat16(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = ms.ParameterTuple([*tensors, *caches])
+            self.cos, self.sin = Tensor(cos), Tensor(sin)
+
+        def construct(self, x, positions):
+            return layer(x, positions, self.cos, self.sin, self.layers, kernels_call.EPS)
+
+    ours = Bfloat16()(Tensor(x), Tensor(positions)).asnumpy()
+    arguments = (x, positions, cos, sin, empty.copy(), empty.copy(), weights)
+    wanted = kernels_call.layer(*arguments, function="cached_layers_bfloat16")
+    np.testing.assert_array_equal(ours, wanted)
 
 
 class Head(nn.Cell):

@@ -12,17 +12,29 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-from codellama_kernels.library import available, instruction_set, reason, threads
+from codellama_kernels.library import available, has_bfloat16_products, instruction_set, reason, threads
 
-__all__ = ["available", "instruction_set", "operations", "reason", "threads"]
+__all__ = ["available", "has_bfloat16_products", "instruction_set", "operations", "reason", "threads"]
 
 
-def operations() -> dict[str, Any]:
+def operations(compute_dtype: str = "float32") -> dict[str, Any]:
     """Name -> operator, as the network's table of operations takes them; empty where the library is missing.
 
     The reason is logged once, as a warning. Signatures: the modules of the same names as below. "cache_dtype" is the
     element type that the caches should have.
+
+    Args:
+        compute_dtype: of the products of prompts: "float32", or "bfloat16" (`cached.cached_layers_bfloat16`). All else
+            is float32 either way.
+
+    Raises:
+        ValueError: another compute_dtype, or bfloat16 on a processor without such products.
     """
+    if compute_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"compute_dtype must be float32 or bfloat16 on CPU, found {compute_dtype!r}")
+    if compute_dtype == "bfloat16" and not (available() and has_bfloat16_products()):
+        why = reason() or f"this processor has none (in use: {instruction_set()}; needed: Intel AMX)"
+        raise ValueError(f"compute_dtype bfloat16 needs products in bfloat16: {why}; choose float32")
     if not available():
         _warn()
         return {}
@@ -31,7 +43,7 @@ def operations() -> dict[str, Any]:
     from codellama_kernels import cached, layers, loss, optimizer  # noqa: PLC0415
 
     return {
-        "cached_layers": cached.cached_layers,
+        "cached_layers": cached.cached_layers_bfloat16 if compute_dtype == "bfloat16" else cached.cached_layers,
         "cached_head": cached.cached_head,
         "cache_dtype": ms.float16,
         "linear": layers.linear,

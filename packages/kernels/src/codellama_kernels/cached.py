@@ -1,7 +1,7 @@
 """The operators of the cached forward pass: all decoder layers, and the head.
 
-Both are plain functions for use inside a graph-mode `Cell.construct`; called eagerly they work but are slow. They
-compute in float32 whatever the type of weights and cache.
+They are plain functions for use inside a graph-mode `Cell.construct`; called eagerly they work but are slow. They
+compute in float32 whatever the type of weights and cache; `cached_layers_bfloat16` is the exception.
 
 **Weights** are float32, float16, or int8 with scales: `GROUP` neighbours in a row of an int8 matrix [out, in] share one
 float16 factor of its scales [out, ceil(in / GROUP)], and the weight is the product of the two.
@@ -65,6 +65,22 @@ def cached_layers(
         TypeError: an element type that is not served.
     """
     return _layers(x, positions, cos, sin, Tensor([eps], ms.float32), *layers)
+
+
+def cached_layers_bfloat16(
+    x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, layers: tuple[Tensor, ...], eps: float
+) -> Tensor:
+    """`cached_layers`, with the products of prompts in bfloat16.
+
+    From 24 tokens on (T, padding not counted), both operands of every product, weights and caches included, are rounded
+    to bfloat16 (8 significant bits; to the nearest, ties to even) and the products summed in float32. Norms, rotation,
+    softmax, activation and residuals stay float32, as does what is written to the caches. Fewer tokens are computed as
+    `cached_layers` computes them. Weights keep the type and the memory they have: their rounding is part of the call.
+
+    Raises:
+        RuntimeError: the processor has no such products (`has_bfloat16_products`), when the graph runs.
+    """
+    return _layers_bfloat16(x, positions, cos, sin, Tensor([eps], ms.float32), *layers)
 
 
 def cached_head(
@@ -199,4 +215,7 @@ def _require_type(name: str, found: ms.Type, *served: ms.Type) -> None:
 
 
 _layers = ops.Custom(f"{LIBRARY}:codellama_cached_layers", _layers_shape, _layers_type, func_type="aot")
+_layers_bfloat16 = ops.Custom(
+    f"{LIBRARY}:codellama_cached_layers_bfloat16", _layers_shape, _layers_type, func_type="aot"
+)
 _head = ops.Custom(f"{LIBRARY}:codellama_cached_head", _head_shape, _head_type, func_type="aot")

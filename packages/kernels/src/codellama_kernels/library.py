@@ -55,9 +55,19 @@ def threads() -> int:
     return int(_library().codellama_threads())
 
 
+def has_bfloat16_products() -> bool:
+    """Whether prompts can be computed in bfloat16 here: on a processor with a matrix unit (Intel AMX).
+
+    Raises:
+        OSError: the library is not available.
+    """
+    return bool(_library().codellama_bfloat16())
+
+
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
     library.codellama_isa.restype = ctypes.c_char_p
     library.codellama_threads.restype = ctypes.c_int
+    library.codellama_bfloat16.restype = ctypes.c_int
     return library
