@@ -27,7 +27,7 @@ def main() -> None:
     import mindspore as ms  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
     from codellama_app.saving import BackgroundSaver  # noqa: PLC0415
-    from codellama_app.state import TrainingState  # noqa: PLC0415
+    from codellama_app.state import TrainingState, arrays_of  # noqa: PLC0415
     from codellama_app.training_step import TrainingStep  # noqa: PLC0415
     from codellama_model import AdamW, CausalLMLoss, LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
@@ -43,7 +43,7 @@ def main() -> None:
     )
     network = LlamaForCausalLM(config)
     optimizer = AdamW(network.trainable_params())
-    step, state = TrainingStep(CausalLMLoss(network), optimizer, 1.0), TrainingState(optimizer)
+    step, state = TrainingStep(CausalLMLoss(network), optimizer, 1.0), TrainingState(arrays_of(optimizer))
     batch = {"input_ids": np.random.default_rng(0).integers(3, 8000, (2, 129)).astype(np.int32)}
     size = sum(4 * math.prod(value.shape) for value in state.tree().values())
 

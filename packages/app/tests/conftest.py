@@ -58,7 +58,7 @@ class Kit:
         from mindspore import Tensor
 
         for name, value in self.state.tree().items():
-            self.state._arrays[name].set_data(Tensor(self.start.get(name, np.zeros(value.shape, np.float32))))
+            self.state.arrays[name].parameter.set_data(Tensor(self.start.get(name, np.zeros(value.shape, np.float32))))
 
     def arrays(self) -> dict[str, bytes]:
         return {name: value.load().tobytes() for name, value in self.state.tree().items()}
@@ -67,7 +67,7 @@ class Kit:
 @pytest.fixture(scope="session")
 def compiled() -> Kit:
     import mindspore as ms
-    from codellama_app.state import TrainingState
+    from codellama_app.state import TrainingState, arrays_of
     from codellama_app.training_step import TrainingStep
     from codellama_model import AdamW, CausalLMLoss, LlamaConfig, LlamaForCausalLM
 
@@ -87,7 +87,9 @@ def compiled() -> Kit:
     optimizer = AdamW(network.trainable_params(), weight_decay=0.1)
     start = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
     return Kit(
-        TrainingStep(CausalLMLoss(network), optimizer, 1.0, skip_overflows=True), TrainingState(optimizer), start
+        TrainingStep(CausalLMLoss(network), optimizer, 1.0, skip_overflows=True),
+        TrainingState(arrays_of(optimizer)),
+        start,
     )
 
 

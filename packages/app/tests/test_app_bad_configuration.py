@@ -23,7 +23,7 @@ CASES = [
     ("eval_steps", "0", ("eval_steps", "greater than 0", "found '0'")),
     ("seed", "-1", ("seed", "greater than or equal to 0", "found '-1'")),
     ("gradient_accumulation_steps", "0", ("gradient_accumulation_steps", "greater than 0", "found '0'")),
-    ("run_mode", "predict", ("run_mode", "'train' or 'finetune'", "found 'predict'")),
+    ("run_mode", "sing", ("run_mode", "'train', 'finetune' or 'predict'", "found 'sing'")),
     ("run_mode", "finetune", ("run_mode finetune", "give load_checkpoint")),
     ("compute_dtype", "int8", ("compute_dtype", "'float32', 'float16' or 'bfloat16'", "found 'int8'")),
     ("recompute", "perhaps", ("recompute", "boolean", "found 'perhaps'")),

@@ -33,6 +33,7 @@ def rows(stories, write_rows, tmp_path_factory) -> Path:
 
 
 def finetune(stories: Path, rows: Path, run: Path, **keys: object) -> list[float]:
+    from codellama_app.ranks import Ranks
     from codellama_app.run import Plan, execute
 
     values = {
@@ -49,7 +50,7 @@ def finetune(stories: Path, rows: Path, run: Path, **keys: object) -> list[float
         "save_steps": 4,
     } | keys
     overrides = [(key, str(value)) for key, value in values.items()]
-    execute(Plan.of(load_config("codellama_tiny", overrides)))
+    execute(Plan.of(load_config("codellama_tiny", overrides)), Ranks())
     return [row["loss"] for row in read_metrics(run)]
 
 

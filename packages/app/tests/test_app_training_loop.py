@@ -16,7 +16,7 @@ from codellama_app.command import InterruptedRunError, UserError
 from codellama_app.config import DatasetConfig, OptimizerConfig, RunConfig
 from codellama_app.loss_scale import LossScale
 from codellama_app.metrics import read_metrics
-from codellama_app.state import Progress
+from codellama_app.run_progress import Progress
 from codellama_data import DataError
 
 BATCH, STEPS = 4, 12

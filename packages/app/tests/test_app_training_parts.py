@@ -145,7 +145,7 @@ def test_sizes_that_are_not_those_of_the_checkpoint_are_refused_by_name(train_ro
 
 def test_what_changed_since_the_checkpoint_is_shown_and_refused(train_rows, write_rows, tmp_path, capsys):
     from codellama_app.resume import Found, check_unchanged, run_state
-    from codellama_app.state import Progress
+    from codellama_app.run_progress import Progress
     from codellama_ckpt import open_checkpoint, save_sharded
 
     before = overrides(train_rows, tmp_path / "run", max_steps=50)

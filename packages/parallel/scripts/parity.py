@@ -30,7 +30,9 @@ def run(cases: Sequence[Case], processes: int, folder: Path, port: int) -> None:
         "OMP_NUM_THREADS": "1",
         "GLOG_v": "3",
         "MS_CPU_COMM_OP_TIMEOUT": "1800",  # seconds; on a busy machine one rank may compile long after the others
-        "MS_DEV_SAVE_GRAPHS": "1",  # so that each rank counts what it sends
+        "MS_NODE_TIMEOUT": "600",  # seconds; the same for a heartbeat
+        "MS_DEV_SAVE_GRAPHS": "1",  # so that each rank counts what it sends,
+        "MS_DEV_DUMP_IR_PASSES": "graph_build",  # of the last stage of compilation only
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = ["msrun", "--worker_num", processes, "--local_worker_num", processes, "--master_port", port]

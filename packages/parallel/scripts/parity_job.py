@@ -28,9 +28,6 @@ from numpy.typing import NDArray
 
 DEVIATION = 0.15  # of every matrix: no gradient is 0 or tiny, as those of a real start would be
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-3, 0.1, 0.5  # clips in every step
-# AdamW's epsilon, a tenth of a usual gradient here: with 1e-8, a number whose gradient happens to be almost 0 moves by
-# the sign of its rounding error, and no two orders of adding up give the same parameters.
-EPS = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Case:
     rows: int = 8
     steps: int = 20
     generate: bool = False  # also generate some tokens, before training
+    operations: str = "composed"  # entry of the device table; "cpu" is codellama-kernels where that is installed
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -60,8 +58,8 @@ class Case:
         )
 
     def alone(self) -> Case:
-        """The same in one process, of one micro-batch."""
-        return dataclasses.replace(self, name="alone", strategy={})
+        """The same in one process, of one micro-batch, with composed operations."""
+        return dataclasses.replace(self, name="alone", strategy={}, operations="composed")
 
 
 SEQUENCE = 16
@@ -102,11 +100,11 @@ def train(case: Case, rank: int) -> dict[str, NDArray[np.generic]]:
     """Runs a case on this rank."""
     config, strategy = case.config(), ParallelConfig(**case.strategy)  # type: ignore[arg-type]
     mesh, plan = Mesh(strategy, rank), Plan(config, strategy)
-    network = build(config, mesh, plan, select("composed"))
+    network = build(config, mesh, plan, select(case.operations))
     whole = weights(config)
     load(network, mesh, plan, lambda name, slices: np.ascontiguousarray(whole[name][slices]))
     generated = Generator(network).generate(PROMPTS, NEW_TOKENS, stop_ids=()) if case.generate else []
-    step = ParallelStep(network, mesh, plan, eps=EPS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+    step = ParallelStep(network, mesh, plan, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
     _KEPT.append((network, step))
     check_memory(step, plan, mesh)
     share = case.rows // strategy.data_parallel
@@ -116,6 +114,7 @@ def train(case: Case, rank: int) -> dict[str, NDArray[np.generic]]:
         step(LEARNING_RATE, 1.0, {name: column[own] for name, column in batch.items()}) for batch in batches(case)
     ]
     if SAVES_GRAPHS:  # before `evaluate`, which sends too
+        check_head(case, mesh, sent)
         expected = predicted(plan, mesh.coordinate, Work(share // strategy.micro_batch_num, SEQUENCE))
         found = {link: size / case.steps for link, size in sent.bytes.items()}
         if found != expected.bytes:
@@ -159,11 +158,22 @@ def check_memory(step: ParallelStep, plan: Plan, mesh: Mesh) -> None:
             raise AssertionError(f"rank {mesh.rank}: {what} take {found} bytes, predicted {getattr(expected, what)}")
 
 
+def check_head(case: Case, mesh: Mesh, sent: Sent) -> None:
+    """A split vocabulary is computed by the kernels' operators where these are chosen and there, and by no others."""
+    if mesh.strategy.model_parallel == 1 or not mesh.last_stage:
+        return
+    fused = select(case.operations).vocabulary_slice is not select("composed").vocabulary_slice
+    for operator in ("codellama_vocabulary_slice", "codellama_vocabulary_slice_backward"):
+        if fused != any(operator in text for text in sent.graphs):
+            raise AssertionError(f"{case.name}, rank {mesh.rank}: {operator} is {'not ' * fused}in the graphs")
+
+
 class Sent:
     """Counts what a step sends: every graph of it is looked at when it is compiled, and counted when it runs."""
 
     def __init__(self, step: ParallelStep, stage: Stage) -> None:
         self.bytes: Counter[tuple[str, str]] = Counter()
+        self.graphs: list[str] = []  # the text of each
         step.update = Watched(step.update, self)
         stage.backward = Watched(stage.backward, self)
         if stage.forward is not None:
@@ -188,6 +198,7 @@ class Watched:
             total: Counter[tuple[str, str]] = Counter()
             for path in graphs() - before:
                 total.update(counted(path).bytes)
+                self.sent.graphs.append(path.read_text(encoding="utf-8"))
             self.traffic = Traffic(dict(total))
         self.sent.bytes.update(self.traffic.bytes)
         return result

@@ -20,6 +20,7 @@ def test_two_processes_train_as_one(tmp_path, port):
             n_kv_heads=1,
             num_layers=1,
             steps=5,
+            operations="cpu",
         ),
         Case("zero", {"data_parallel": 2, "optimizer_shard": True}, num_layers=1, n_kv_heads=1, steps=5),
         Case("pipeline", {"pipeline_stage": 2, "micro_batch_num": 4}, num_layers=2, n_kv_heads=1, tied=True, steps=5),

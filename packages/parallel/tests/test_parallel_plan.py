@@ -197,6 +197,29 @@ def test_34b_on_its_cards_strategies_fits_its_devices():
     one = ParallelConfig(1, 8, 2, True, 128)
     found = search(config, one, work, on, 16, on.memory)
     assert all(candidate.memory.total <= on.memory for candidate in found)
-    speeds = [candidate.throughput.tokens_per_second for candidate in found]
+    speeds = [candidate.throughput.tokens_per_second for candidate in found if candidate.throughput]
     assert speeds == sorted(speeds, reverse=True) and len(found) > 5
     assert not search(config, one, work, on, 16, on.memory // 8)
+
+
+def test_generation_needs_weights_and_a_cache_and_no_training_state():
+    from codellama_parallel.devices import device
+    from codellama_parallel.memory import Work, memory
+    from codellama_parallel.report import estimate_lines, search_lines
+    from codellama_parallel.search import search
+
+    config, on = preset("codellama_34b"), device("Atlas 800T A2")
+    strategy = ParallelConfig(model_parallel=4, vocab_emb_dp=True)
+    work = Work(2, 4095, 2, 2, training=False)
+    plan = Plan(config, strategy)
+    where = Mesh(strategy).coordinate
+    one = memory(plan, where, work)
+    # two rows of 4096 positions, 48 layers, 2 of 8 key/value heads of 128 numbers, keys and values, float32
+    assert one.cache == 2 * 4096 * 48 * 2 * 128 * 2 * 4
+    assert one.gradients == one.optimizer == one.buffers == 0
+    assert one.parameters == 2 * sum(math.prod(plan.local_shape(name, where)) for name in config.parameter_shapes())
+    lines = "\n".join(estimate_lines(plan, work, on, on.memory))
+    assert "cache" in lines and "optimizer" not in lines and "tokens/s" not in lines
+    found = search(config, strategy, work, on, 8, on.memory)
+    assert [candidate.strategy.model_parallel for candidate in found] == [2, 4, 8]  # 67 GB of weights: one is too few
+    assert len(search_lines(found)) == 2 + 3

@@ -5,32 +5,30 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from codellama_ckpt import Checkpoint, CheckpointError, latest, open_checkpoint
+from codellama_ckpt.configuration import CONFIG
 from codellama_model import Generator, LlamaConfig, LlamaForCausalLM, Sampling, Token, sequence_logits
-from codellama_model.config import ConfigError
 from codellama_model.quantization import WEIGHT_DTYPES, WeightDtype
 from codellama_tokenizer import CodeLlamaTokenizer, IncrementalDecoder
 from numpy.typing import NDArray
 
 from codellama_app.command import UserError, start_mindspore
-from codellama_app.weights import CONFIG_KEY, network_from
-
-CHECKPOINTS = "checkpoints"  # of a run's directory
-TOKENIZER = "tokenizer.model"
-_HUGGING_FACE_CONFIG = "config.json"
+from codellama_app.pretrained import open_pretrained
+from codellama_app.ranks import Ranks, join
+from codellama_app.split_network import WholeLogits, split_network
+from codellama_app.weights import network_from
 
 
 class CodeLlama:
     """A network with its generator and, where there is one, its tokenizer.
 
     Attributes:
-        config: the network's sizes.
-        network: the network, in evaluation use.
+        config: the whole network's sizes.
+        network: the network, or this process's part of it, in evaluation use.
         tokenizer: None where the checkpoint came without `tokenizer.model`.
         stop_ids: ids that end a generation unless a call names others.
+        rank: this process's number among those that share the network, 0 where it has it alone.
     """
 
     def __init__(
@@ -38,9 +36,12 @@ class CodeLlama:
         network: LlamaForCausalLM,
         tokenizer: CodeLlamaTokenizer | None = None,
         stop_ids: Collection[int] | None = None,
+        whole_logits: WholeLogits | None = None,
+        rank: int = 0,
     ) -> None:
-        self.config = network.config
-        self.network = network
+        self.network, self.rank = network, rank
+        self._logits = network if whole_logits is None else whole_logits
+        self.config = self._logits.config
         self.tokenizer = tokenizer
         self.stop_ids = frozenset({self.config.eos_token_id} if stop_ids is None else stop_ids)
         self._generator = Generator(network)
@@ -53,8 +54,12 @@ class CodeLlama:
         fallback_config: LlamaConfig | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         weight_dtype: WeightDtype = "fp32",
+        device_num: int = 1,
     ) -> CodeLlama:
         """Loads a checkpoint of any kind, tensor by tensor. Puts MindSpore into graph mode.
+
+        Where a Hugging Face `generation_config.json` is there, or comes with the checkpoint, its `eos_token_id` says
+        what ends a text. How ids are chosen is each call's matter.
 
         Args:
             path: a Hugging Face directory of a Llama model (safetensors), a training run's directory (its newest
@@ -63,29 +68,30 @@ class CodeLlama:
             tokenizer: a SentencePiece model; by default `tokenizer.model` of the directory or of its run.
             weight_dtype: how the matrices are kept, whatever the checkpoint stores: "fp32", "fp16", or "int8" with a
                 scale for each 64 neighbours. All are computed with in float32.
+            device_num: processes that share the network. This one must be a rank of a job of so many (`msrun`), in
+                which all ranks make the same calls; a rank reads its part of the checkpoint only. Not with "int8".
 
         Raises:
             ValueError: another `weight_dtype`.
+            UserError: adapters, which must be merged first; no rank of such a job; int8 with `device_num`.
             CheckpointError: no checkpoint, a damaged one, or tensors that do not fit.
-            ConfigError: the sizes are not given, or not those of a Llama network.
+            ConfigError: the sizes are not given, not those of a Llama network, or can not be shared by `device_num`.
             TokenizerError: a tokenizer that can not be read, or with more pieces than the network has rows.
         """
         if weight_dtype not in WEIGHT_DTYPES:
             raise ValueError(f"weight_dtype must be one of {', '.join(WEIGHT_DTYPES)}, found {weight_dtype!r}")
-        path = Path(path)
-        home = path if path.is_dir() else path.parent
-        if (path / CHECKPOINTS).is_dir():
-            newest = latest(path / CHECKPOINTS)
-            if newest is None:
-                raise CheckpointError(f"{path / CHECKPOINTS} holds no complete checkpoint; has the run saved one yet?")
-            path = newest
-        checkpoint = open_checkpoint(path)
-        config, stop_ids = _configuration(checkpoint, home, fallback_config)
-        loaded = _tokenizer(tokenizer, (home, path, path.parent.parent))
-        if loaded is not None and loaded.vocab_size > config.vocab_size:
-            loaded.check_vocab_size(config.vocab_size)
+        ranks = Ranks()
+        if device_num > 1:
+            ranks = join()
+            ranks.require(device_num, f"device_num {device_num} needs so many processes, started with msrun")
+        found = open_pretrained(path, fallback_config, tokenizer)
         start_mindspore()
-        return cls(network_from(config, checkpoint, weight_dtype), loaded, stop_ids)
+        if device_num == 1:
+            network = network_from(found.config, found.checkpoint, weight_dtype)
+            return cls(network, found.tokenizer, found.stop_ids)
+        network = split_network(found.config, found.checkpoint, ranks, weight_dtype)
+        whole_logits = WholeLogits(network, found.config, ranks.size)
+        return cls(network, found.tokenizer, found.stop_ids, whole_logits, ranks.rank)
 
     def logits(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """ids int [batch, seq] -> logits float32 [batch, seq, vocab].
@@ -93,7 +99,7 @@ class CodeLlama:
         Raises:
             GenerationError: wrong shape, an id outside the vocabulary, or more tokens than the context.
         """
-        return sequence_logits(self.network, ids)
+        return sequence_logits(self._logits, ids)
 
     def generate(
         self,
@@ -182,45 +188,6 @@ class CodeLlama:
         return should_stop
 
 
-def _configuration(
-    checkpoint: Checkpoint, home: Path, fallback: LlamaConfig | None
-) -> tuple[LlamaConfig, list[int] | None]:
-    """The network's sizes as the checkpoint says them, and the ids that end a text where it names several."""
-    if CONFIG_KEY in checkpoint.metadata:
-        values = json.loads(checkpoint.metadata[CONFIG_KEY])
-    elif (home / _HUGGING_FACE_CONFIG).is_file():
-        values = _json(home / _HUGGING_FACE_CONFIG)
-    elif fallback is not None:
-        return fallback, None
-    else:
-        raise ConfigError(f"{checkpoint.path} does not say the network's sizes: put its config.json beside it")
-    stop_ids = values.get("eos_token_id")
-    generation = home / "generation_config.json"
-    if generation.is_file():
-        stop_ids = _json(generation).get("eos_token_id", stop_ids)
-    config = LlamaConfig.from_hugging_face(values)
-    return config, [int(token_id) for token_id in stop_ids] if isinstance(stop_ids, list) else None
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
-
-
-def _tokenizer(given: str | os.PathLike[str] | None, folders: Sequence[Path]) -> CodeLlamaTokenizer | None:
-    if given is not None:
-        return CodeLlamaTokenizer(given)
-    for folder in folders:
-        if (folder / TOKENIZER).is_file():
-            return CodeLlamaTokenizer(folder / TOKENIZER)
-    return None
-
-
 def config_metadata(config: LlamaConfig) -> dict[str, str]:
     """What a checkpoint carries so that `from_pretrained` needs no configuration."""
-    return {CONFIG_KEY: json.dumps(config.to_hugging_face())}
+    return {CONFIG: json.dumps(config.to_hugging_face())}

@@ -30,6 +30,20 @@ def _names(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _offsets(value: object) -> object:
+    """`pipeline_offset: 1,-1`, as on a command line, is a list too."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("pipeline_offset"), str):
+        return value
+    text = value["pipeline_offset"]
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"parallel_config.pipeline_offset must be 0 or whole numbers like 1,-1, found {text!r}"
+        ) from None
+    return {**value, "pipeline_offset": numbers if "," in text else numbers[0]}
+
+
 _STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Number = BeforeValidator(_number)
 PositiveInt = Annotated[int, Field(gt=0), _Number]
@@ -144,16 +158,18 @@ class RunConfig:
     `load_checkpoint`.
 
     Args:
-        run_mode: "train" starts from random weights, "finetune" from `load_checkpoint`.
+        run_mode: "train" starts from random weights, "finetune" from `load_checkpoint`; "predict" does not train.
         output_dir: the run's directory.
         load_checkpoint: any checkpoint that `codellama_ckpt.open_checkpoint` reads.
         resume_training: go on from the newest checkpoint in `output_dir`, exactly; from the start where there is none.
         resume_anyway: go on although the configuration differs from the checkpoint's.
         seed: of weights, data order and fill-in-the-middle.
         max_steps, epochs: optimizer steps, passes over the data; the run ends with whichever ends first.
-        gradient_accumulation_steps: micro-batches whose gradients add up to one step.
+        gradient_accumulation_steps: micro-batches whose gradients add up to one step; times
+            `parallel_config.micro_batch_num`, which means the same.
         compute_dtype: of matrix products, where the device has it; else float32, which the run says at its start.
-        recompute: drop what a layer computes and compute it again in the backward pass: less memory, more time.
+        recompute: drop what a layer computes and compute it again in the backward pass: less memory, more time. The
+            same as `parallel_config.recompute: full`.
         z_loss: weight of the squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311, section 5).
         save_steps, save_minutes: a checkpoint every so many steps, and every so many minutes; one at the end always.
         keep_last: how many of the newest checkpoints to keep; None keeps all.
@@ -163,7 +179,7 @@ class RunConfig:
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=lambda: {"preset": "codellama_7b"})
-    run_mode: Literal["train", "finetune"] = "train"
+    run_mode: Literal["train", "finetune", "predict"] = "train"
     output_dir: str = "output"
     load_checkpoint: str | None = None
     resume_training: bool = False
@@ -187,7 +203,9 @@ class RunConfig:
     lr_schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     loss_scale: LossScaleConfig = dataclasses.field(default_factory=LossScaleConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    parallel_config: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    parallel_config: Annotated[ParallelConfig, BeforeValidator(_offsets)] = dataclasses.field(
+        default_factory=ParallelConfig
+    )
     generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
@@ -215,6 +233,39 @@ class RunConfig:
             )
         if self.keep_best and self.keep_last is None:
             raise ConfigError(f"keep_best {self.keep_best} needs keep_last: without it every checkpoint is kept")
+
+    @property
+    def strategy(self) -> ParallelConfig:
+        """`parallel_config` with what other keys say of the same."""
+        return dataclasses.replace(
+            self.parallel_config,
+            micro_batch_num=self.parallel_config.micro_batch_num * self.gradient_accumulation_steps,
+            recompute="full" if self.recompute else self.parallel_config.recompute,
+        )
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of a step, over all processes."""
+        return self.dataset.batch_size * self.strategy.micro_batch_num * self.parallel_config.data_parallel
+
+    def check_job(self, size: int) -> None:
+        """Refuses what a job of so many processes can not do.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        if self.run_mode == "predict":
+            raise ConfigError("run_mode predict is for codellama-predict: to train, give run_mode train or finetune")
+        strategy = self.strategy
+        if strategy.device_num != size and size == 1:
+            raise ConfigError(
+                f"parallel_config asks for {strategy.device_num} processes: give --worker_num {strategy.device_num}, or"
+                " set data_parallel, model_parallel and pipeline_stage to 1"
+            )
+        strategy.check(self.llama(), size)
+        strategy.check_batch(self.dataset.batch_size * strategy.micro_batch_num, self.dataset.seq_length)
+        if size > 1 and self.lora.rank is not None:
+            raise ConfigError(f"lora.rank {self.lora.rank}: adapters train in one process; leave --worker_num out")
 
     def llama(self) -> LlamaConfig:
         """The network's sizes."""

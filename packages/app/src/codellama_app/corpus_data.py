@@ -6,9 +6,12 @@ everything that they depend on, so a second run starts at once and a changed cor
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,11 +47,22 @@ def prepare(config: RunConfig) -> CorpusData:
     corpus = find_corpus(config.dataset.corpus)
     print(describe(corpus), flush=True)
     digest = corpus.digest()
-    if config.tokenizer.model_file is None:
-        tokenizer = _trained_tokenizer(corpus, digest, config.llama().vocab_size)
-    else:
-        tokenizer = CodeLlamaTokenizer(config.tokenizer.model_file)
-    return _rows(config, corpus, digest, tokenizer)
+    with _alone():
+        if config.tokenizer.model_file is None:
+            tokenizer = _trained_tokenizer(corpus, digest, config.llama().vocab_size)
+        else:
+            tokenizer = CodeLlamaTokenizer(config.tokenizer.model_file)
+        return _rows(config, corpus, digest, tokenizer)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time makes things in the cache; the ranks of a job all want the same ones."""
+    folder = cache_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _trained_tokenizer(corpus: Corpus, digest: str, vocab_size: int) -> CodeLlamaTokenizer:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _main(arguments: Sequence[str]) -> None:
     parser = Parser(
         prog=PROGRAM,
-        description="Memory, traffic and speed of a training job, on paper.",
+        description="Memory, traffic and speed of a training job on paper, or with run_mode predict the memory.",
         epilog="Any key of the configuration may be given as --SECTION.KEY VALUE.",
     )
     parser.add_argument("--config", required=True, help=f"a file, or one of {', '.join(config_names())}")
@@ -47,8 +47,10 @@ def _main(arguments: Sequence[str]) -> None:
     on = device(known.device)
     memory = on.memory if known.device_memory is None else parse_size(known.device_memory)
     size = _BYTES[config.compute_dtype]
-    work = Work(config.dataset.batch_size, config.dataset.seq_length, size, size)
     plan = Plan(config.llama(), config.parallel_config)
+    training = config.run_mode != "predict"
+    rows = config.dataset.batch_size if training else config.generation.batch_size
+    work = Work(rows, config.dataset.seq_length, size, size, training=training)
     config.parallel_config.check_batch(work.rows * config.parallel_config.micro_batch_num, work.seq_length)
     if known.search:
         devices = known.device_num or config.parallel_config.device_num

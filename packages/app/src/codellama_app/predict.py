@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import json
 import os
 import sys
@@ -12,15 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from codellama_model.quantization import WEIGHT_DTYPES
+from codellama_model.sampling import Sampling
+from codellama_parallel.launch import launched
+from codellama_tokenizer import CodeLlamaTokenizer
 
 from codellama_app.command import Parser, UserError, run
 from codellama_app.config import RunConfig, config_names, load_config
+from codellama_app.pretrained import open_pretrained
+from codellama_app.ranks import local_job, start
+from codellama_app.split_plan import check_split
 
 if TYPE_CHECKING:
-    from codellama_model import Sampling
-    from codellama_tokenizer import CodeLlamaTokenizer
-
-    from codellama_app.codellama import CodeLlama
+    from codellama_model import Token
 
 PROGRAM = "codellama-predict"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
@@ -57,12 +62,6 @@ def _main(arguments: Sequence[str]) -> None:
     checkpoint = flags.load_checkpoint or _newest_run(config)
     if not Path(checkpoint).exists():
         raise UserError(f"--load_checkpoint {checkpoint}: no such file or directory")
-    rows = _prompt_rows(flags.prompt_file) if flags.prompt_file else None
-
-    from codellama_model import GenerationError, Sampling  # noqa: PLC0415  (MindSpore: after everything cheap was checked)
-
-    from codellama_app.codellama import CodeLlama  # noqa: PLC0415
-
     try:
         sampling = Sampling(
             do_sample=flags.do_sample,
@@ -73,36 +72,42 @@ def _main(arguments: Sequence[str]) -> None:
         )
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    start = time.perf_counter()
+    rows = _prompt_rows(flags.prompt_file) if flags.prompt_file else None
+    begin = time.perf_counter()
     # the checkpoint says its own sizes; the configuration's are for those that do not
-    lm = CodeLlama.from_pretrained(
-        checkpoint, tokenizer=flags.tokenizer, fallback_config=config.llama(), weight_dtype=flags.weight_dtype
-    )
-    if lm.tokenizer is None:
+    found = open_pretrained(checkpoint, config.llama(), flags.tokenizer)
+    if found.tokenizer is None:
         raise UserError(f"{checkpoint} comes without tokenizer.model: give --tokenizer FILE")
+    prompts = _prompts(flags, rows, found.tokenizer)
+    _check_lengths(prompts, found.config.max_position_embedding)
+    device_num = flags.device_num or (config.parallel_config.model_parallel if config.run_mode == "predict" else 1)
+    if device_num > 1 and not launched():
+        check_split(found.config, device_num, flags.weight_dtype)
+        log_dir = Path(flags.log_dir or Path(config.output_dir) / "log")
+        start(local_job(device_num, log_dir), "codellama_app.predict", arguments)
+
+    from codellama_app.codellama import CodeLlama  # noqa: PLC0415  (MindSpore: after everything cheap was checked)
+
+    lm = CodeLlama.from_pretrained(
+        checkpoint,
+        tokenizer=flags.tokenizer,
+        fallback_config=config.llama(),
+        weight_dtype=flags.weight_dtype,
+        device_num=device_num,
+    )
     unescape = _unescaped if flags.escape else str
-    if flags.infill:
-        prefix, suffix = map(unescape, flags.infill)
-        prompts = [
-            Prompt(lm.tokenizer.encode_infilling(prefix, suffix), prefix, suffix, {"prompt": prefix, "suffix": suffix})
-        ]
-    else:
-        rows = rows or [{"prompt": unescape(text)} for text in flags.prompt]
-        prompts = [_prompt(lm.tokenizer, row, flags.chat) for row in rows]
-    try:
-        _generate(
-            lm,
-            prompts,
-            max_new_tokens=flags.max_new_tokens or config.generation.max_new_tokens,
-            batch_size=flags.batch_size or config.generation.batch_size,
-            sampling=sampling,
-            stop=[unescape(text) for text in flags.stop],
-            infilling=flags.infill is not None,
-            output_file=flags.output_file,
-            start=start,
-        )
-    except GenerationError as error:
-        raise UserError(str(error)) from None
+    tokens = lm.tokens(
+        [prompt.ids for prompt in prompts],
+        flags.max_new_tokens or config.generation.max_new_tokens,
+        sampling=sampling,
+        stop_ids=[*lm.stop_ids, *([] if found.tokenizer.eot_id is None else [found.tokenizer.eot_id])],
+        stop=[unescape(text) for text in flags.stop],
+        batch_size=flags.batch_size or config.generation.batch_size,
+    )
+    if lm.rank > 0:  # takes part, and rank 0 tells
+        collections.deque(tokens, maxlen=0)
+        return
+    _tell(tokens, prompts, found.tokenizer, flags.output_file, begin)
 
 
 def _parser() -> Parser:
@@ -122,6 +127,13 @@ def _parser() -> Parser:
         default="fp32",
         help="how weights are kept in memory: fp16 takes half of fp32, int8 a quarter (default fp32)",
     )
+    parser.add_argument(
+        "--device_num",
+        type=_positive,
+        metavar="N",
+        help="processes that share the network; default: 1, or where run_mode is predict, model_parallel",
+    )
+    parser.add_argument("--log_dir", metavar="D", help="their logs; default: log in the configuration's output_dir")
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to continue")
     parser.add_argument("--prompt_file", metavar="F.jsonl", help='rows {"prompt": ...}; with "suffix": infilling')
     parser.add_argument("--infill", nargs=2, metavar=("PREFIX", "SUFFIX"), help="fill in between the two")
@@ -207,6 +219,17 @@ def _prompt_rows(path: str) -> list[dict[str, object]]:
     return rows
 
 
+def _prompts(
+    flags: argparse.Namespace, rows: list[dict[str, object]] | None, tokenizer: CodeLlamaTokenizer
+) -> list[Prompt]:
+    unescape = _unescaped if flags.escape else str
+    if flags.infill:
+        prefix, suffix = map(unescape, flags.infill)
+        rows = [{"prompt": prefix, "suffix": suffix}]
+    rows = rows or [{"prompt": unescape(text)} for text in flags.prompt]
+    return [_prompt(tokenizer, row, flags.chat) for row in rows]
+
+
 def _prompt(tokenizer: CodeLlamaTokenizer, row: dict[str, object], chat: bool) -> Prompt:
     text = str(row["prompt"])
     if "suffix" in row:
@@ -218,34 +241,27 @@ def _prompt(tokenizer: CodeLlamaTokenizer, row: dict[str, object], chat: bool) -
     return Prompt(tokenizer.encode(text), text, "", row)
 
 
-def _generate(
-    lm: CodeLlama,
+def _check_lengths(prompts: Sequence[Prompt], context: int) -> None:
+    """Before the weights are loaded, which may take minutes."""
+    for number, prompt in enumerate(prompts):
+        if len(prompt.ids) >= context:
+            raise UserError(
+                f"prompt {number} has {len(prompt.ids)} tokens, which leaves no room in the context of {context};"
+                f" shorten it to {context - 1} or fewer"
+            )
+
+
+def _tell(
+    tokens: Iterator[Token],
     prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    sampling: Sampling,
-    stop: Sequence[str],
-    infilling: bool,
+    tokenizer: CodeLlamaTokenizer,
     output_file: str | None,
-    start: float,
+    begin: float,
 ) -> None:
-    """Generates and shows or writes it; a single prompt is streamed, several are shown one after the other."""
-    assert lm.tokenizer is not None
-    stop_ids = set(lm.stop_ids) | ({lm.tokenizer.eot_id} if lm.tokenizer.eot_id is not None else set())
-    tokens = lm.tokens(
-        [prompt.ids for prompt in prompts],
-        max_new_tokens,
-        sampling=sampling,
-        stop_ids=stop_ids,
-        stop=stop,
-        batch_size=batch_size,
-    )
-    decoders = [lm.tokenizer.incremental_decoder(continuation=True) for _ in prompts]
+    """Shows or writes what is generated; a single prompt is streamed, several are shown one after the other."""
+    decoders = [tokenizer.incremental_decoder(continuation=True) for _ in prompts]
     texts = ["" for _ in prompts]
     streaming = len(prompts) == 1 and output_file is None
-    if streaming:
-        _show(prompts[0].before)
     count = 0
     arrivals: list[tuple[float, int]] = []  # of the first row: when, and how many tokens of all rows were there
     for token in tokens:
@@ -257,7 +273,8 @@ def _generate(
             text += decoders[token.row].finish()
         texts[token.row] += text
         if streaming:
-            _show(text)
+            # the prompt not before: until ranks have talked, MindSpore writes notes of its own in between
+            _show(prompts[0].before + text if count == 1 else text)
         elif token.last and output_file is None:
             prompt = prompts[token.row]
             _show(f"{prompt.before}{texts[token.row]}{prompt.after}\n{'-' * 8}\n")
@@ -269,7 +286,10 @@ def _generate(
     if len(arrivals) > 2:  # the first step compiles the prompt's graph, the second the decoding graph
         (since, before), (until, after) = arrivals[1], arrivals[-1]
         speed = f", {(after - before) / (until - since):.1f} tokens/s"
-    print(f"{count} tokens{speed}; the first one after {arrivals[0][0] - start:.1f} s", file=sys.stderr)
+    # A rank has one log for both streams, of which the console shows all but lines like MindSpore's own notes: there,
+    # too, nothing but text is to be on stdout.
+    mark = "[INFO] " if launched() else ""
+    print(f"{mark}{count} tokens{speed}; the first one after {arrivals[0][0] - begin:.1f} s", file=sys.stderr)
 
 
 def _show(text: str) -> None:
@@ -286,3 +306,7 @@ def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":  # of a rank
+    main()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
+from codellama_parallel import StepResult
 from tqdm import tqdm
-
-from codellama_app.training_step import StepResult
 
 _BAR = "{desc}{n_fmt}/{total_fmt} steps |{bar:16}| {postfix}, {remaining} left"
 _RATE_GAIN = 0.1  # weight of the newest step in the shown tokens per second

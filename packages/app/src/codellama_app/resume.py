@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from codellama_app.checkpoint_sizes import CHECKPOINTS
 from codellama_app.command import UserError
 from codellama_app.config import RunConfig
 from codellama_app.retention import PROGRESS
-from codellama_app.state import Progress
+from codellama_app.run_progress import Progress
 
 RUN, DATA = "run", "data"  # of a checkpoint's state: the configuration as resolved, the digest of the rows
 
-# What may change without changing what is computed. The rows' place may; their digest stands in for it.
+# What may change without changing what is computed (beyond rounding, where it is spread over processes otherwise). The
+# rows' place may; their digest stands in for it. How a step's rows are cut up may; their number is compared.
 _HARMLESS = (
     "resume_training",
     "resume_anyway",
@@ -31,7 +33,17 @@ _HARMLESS = (
     "dataset.train_dataset_dir",
     "dataset.eval_dataset_dir",
     "dataset.eval_rows",
+    "dataset.batch_size",
+    "gradient_accumulation_steps",
+    "recompute",
+    "parallel_config.",
     "generation.",
+)
+_ROWS = (
+    "dataset.batch_size",
+    "gradient_accumulation_steps",
+    "parallel_config.micro_batch_num",
+    "parallel_config.data_parallel",
 )
 
 
@@ -73,6 +85,8 @@ def check_unchanged(found: Found, config: RunConfig, digest: str) -> None:
     saved = found.checkpoint.state.get(RUN)
     before = flat(RunConfig()) | (saved if isinstance(saved, dict) else {})  # keys that are newer had their defaults
     lines = _differences(before, flat(config))
+    if _rows(before) != config.step_rows:
+        lines.append(f"rows of a step ({' x '.join(_ROWS)}): {_rows(before)} then, {config.step_rows} now")
     if found.checkpoint.state.get(DATA) != digest:
         lines.append(f"the training rows: digest {found.checkpoint.state.get(DATA)} then, {digest} now")
     if not lines:
@@ -83,6 +97,10 @@ def check_unchanged(found: Found, config: RunConfig, digest: str) -> None:
             f"the run in {config.output_dir} was another: {'; '.join(lines)}. Give what it had, another output_dir,"
             " or --resume_anyway True"
         )
+
+
+def _rows(values: Mapping[str, object]) -> int:
+    return math.prod(int(str(values[key])) for key in _ROWS)
 
 
 def flat(config: RunConfig) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codellama_ckpt import is_complete, open_checkpoint, prune
 
-from codellama_app.state import Progress
+from codellama_app.run_progress import Progress
 
 PROGRESS = "progress"  # of a checkpoint's state
 

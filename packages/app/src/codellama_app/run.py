@@ -7,19 +7,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_model.config import ConfigError
-
 from codellama_app import run_directory
-from codellama_app.checkpoint_sizes import TOKENIZER
+from codellama_app.checkpoint_sizes import TOKENIZER, check_sizes
 from codellama_app.command import UserError
 from codellama_app.config import RunConfig
 from codellama_app.loss_scale import LossScale
+from codellama_app.ranks import Ranks
 from codellama_app.resume import Found, check_unchanged, find_checkpoint, flat
 from codellama_app.retention import remove_leftovers
 from codellama_app.run_data import RunData, find_data
 from codellama_app.run_plan import describe_batch, describe_plan, flops_per_token, total_steps
+from codellama_app.run_progress import Progress
 from codellama_app.run_summary import versions, write_summary
-from codellama_app.state import Progress
 from codellama_app.training_rows import TrainingRows
 
 
@@ -46,26 +45,21 @@ class Plan:
     text: str
 
     @classmethod
-    def of(cls, config: RunConfig) -> Plan:
-        """Resolves a configuration.
+    def of(cls, config: RunConfig, processes: int = 1) -> Plan:
+        """Resolves a configuration for a job of so many processes. Loads no MindSpore.
 
         Raises:
             UserError, ConfigError, DataError, TokenizerError, CheckpointError: something is missing or contradictory.
         """
-        from codellama_app.network_setup import check_sizes  # noqa: PLC0415  (loads MindSpore)
-
-        if config.parallel_config.device_num > 1:
-            raise ConfigError(
-                f"parallel_config asks for {config.parallel_config.device_num} processes; this program runs one, so"
-                " that data_parallel, model_parallel and pipeline_stage must be 1"
-            )
+        config.check_job(processes)
         check_sizes(config)
         found = find_checkpoint(Path(config.output_dir)) if config.resume_training else None
         data = find_data(config)
-        size = config.dataset.batch_size * config.gradient_accumulation_steps
         vocab_size, length = config.llama().vocab_size, config.dataset.seq_length
         first = found.progress.step if found else 0
-        rows = TrainingRows(data.train_rows, size, length, seed=config.seed, vocab_size=vocab_size, start_step=first)
+        rows = TrainingRows(
+            data.train_rows, config.step_rows, length, seed=config.seed, vocab_size=vocab_size, start_step=first
+        )
         if data.eval_rows is not None:  # refused now rather than at the first validation
             TrainingRows(data.eval_rows, config.dataset.batch_size, length, seed=0, vocab_size=vocab_size)
         elif config.eval_steps is not None:
@@ -91,64 +85,46 @@ class Finished:
     files: tuple[str, ...]
 
 
-def execute(plan: Plan) -> Finished:
-    """Trains as planned.
+def execute(plan: Plan, ranks: Ranks) -> Finished:
+    """Trains as planned, as one of the job's processes; rank 0 alone writes what is not a checkpoint.
 
     Raises:
         UserError, DataError, CheckpointError: the run could not go on, see the message.
         InterruptedRunError: Ctrl-C or SIGTERM; the checkpoint is saved.
     """
     import mindspore as ms  # noqa: PLC0415
-    from codellama_model import AdamW, CausalLMLoss  # noqa: PLC0415
 
     from codellama_app.adapters import LORA_KEY, AdapterConfig  # noqa: PLC0415
     from codellama_app.codellama import config_metadata  # noqa: PLC0415
-    from codellama_app.command import start_mindspore  # noqa: PLC0415
-    from codellama_app.held_out import bigram_loss, network_loss  # noqa: PLC0415
+    from codellama_app.held_out import bigram_loss  # noqa: PLC0415
     from codellama_app.metrics import draw_loss  # noqa: PLC0415
-    from codellama_app.network_setup import build_network, training_loss  # noqa: PLC0415
+    from codellama_app.network_setup import trainee  # noqa: PLC0415
     from codellama_app.peak import matmul_flops_per_second  # noqa: PLC0415
     from codellama_app.precision import resolve_compute_dtype  # noqa: PLC0415
-    from codellama_app.state import TrainingState  # noqa: PLC0415
     from codellama_app.trainer import Run, train_steps  # noqa: PLC0415
-    from codellama_app.training_step import TrainingStep  # noqa: PLC0415
 
     config, data, found = plan.config, plan.data, plan.found
     llama, directory = config.llama(), Path(config.output_dir)
-    start_mindspore()
-    peak = matmul_flops_per_second()
+    (peak,) = ranks.sums([matmul_flops_per_second()])
     compute_dtype, said = resolve_compute_dtype(config.compute_dtype, ms.get_context("device_target"))
     print(
         f"{said}; {len(os.sched_getaffinity(0))} cores, {peak / 1e9:.0f} GFLOP/s in float32 matrix products", flush=True
     )
-    network = build_network(config, found is not None, compute_dtype)
-    settings = config.optimizer
-    optimizer = AdamW(
-        network.trainable_params(),
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    state = TrainingState(optimizer)
+    progress = found.progress if found else Progress(loss_scale=_loss_scale(config, compute_dtype))
+    trained = trainee(config, ranks, found is not None, compute_dtype, progress.loss_scale.dynamic)
     if found is not None:
-        state.restore(found.checkpoint)
-        remove_leftovers(found.checkpoint.path.parent)
-        progress = found.progress
-    else:
-        progress = Progress(loss_scale=_loss_scale(config, compute_dtype))
-        run_directory.start(directory)
-    (directory / run_directory.CONFIG).write_text(config.to_yaml(), encoding="utf-8")
-    if data.model_file is not None and not (directory / TOKENIZER).exists():
-        shutil.copyfile(data.model_file, directory / TOKENIZER)
+        trained.state.restore(found.checkpoint)
+    ranks.barrier()  # all have read what an earlier run left
+    if ranks.first:
+        _set_up(plan, directory)
 
     metadata = config_metadata(llama)
     if config.lora.rank is not None:
         lora = config.lora
         base = str(Path(config.load_checkpoint or "").resolve())
         metadata[LORA_KEY] = AdapterConfig(config.lora.rank, lora.alpha, lora.targets, base).to_json()
-    validation_loss, eval_rows = CausalLMLoss(network), data.eval_rows
-    validate = None if eval_rows is None else lambda: network_loss(validation_loss, eval_rows, config)
+    eval_rows = data.eval_rows
+    validate = None if eval_rows is None else lambda: trained.held_out(eval_rows)
     summary: dict[str, object] = {}
     if validate is not None and config.run_mode == "finetune" and found is None:
         summary["held_out_loss_before"] = before = validate()
@@ -159,20 +135,15 @@ def execute(plan: Plan) -> Finished:
         Run(
             directory=directory,
             rows=plan.rows,
-            step=TrainingStep(
-                training_loss(network, config.z_loss),
-                optimizer,
-                settings.max_grad_norm,
-                config.gradient_accumulation_steps,
-                skip_overflows=progress.loss_scale.dynamic,
-            ),
-            state=state,
+            step=trained.step,
+            state=trained.state,
             metadata=metadata,
             data_digest=plan.digest,
             max_steps=plan.max_steps,
             flops_per_token=flops_per_token(config),
             peak_flops=peak,
             validate=validate,
+            ranks=ranks,
         ),
         progress,
         found.checkpoint.path if found else None,
@@ -185,8 +156,10 @@ def execute(plan: Plan) -> Finished:
     levels: dict[str, float] = {}
     if validate is not None and eval_rows is not None:
         levels["held-out loss"] = validate()
-        if config.dataset.train_dataset_dir is None:
+        if ranks.first and config.dataset.train_dataset_dir is None:
             levels["bigram model"] = bigram_loss(data.train_rows, eval_rows, config)
+    if not ranks.first:
+        return Finished(levels, ())
     picture = draw_loss(directory, levels)
     summary |= {
         "steps": progress.step,
@@ -201,6 +174,17 @@ def execute(plan: Plan) -> Finished:
     }
     write_summary(directory / run_directory.SUMMARY, summary)
     return Finished(levels, ("checkpoints", picture.name, "metrics.jsonl", "config.yaml", "summary.json"))
+
+
+def _set_up(plan: Plan, directory: Path) -> None:
+    """The run's directory, but for what the run itself will write."""
+    if plan.found is None:
+        run_directory.start(directory)
+    else:
+        remove_leftovers(plan.found.checkpoint.path.parent)
+    (directory / run_directory.CONFIG).write_text(plan.config.to_yaml(), encoding="utf-8")
+    if plan.data.model_file is not None and not (directory / TOKENIZER).exists():
+        shutil.copyfile(plan.data.model_file, directory / TOKENIZER)
 
 
 def _loss_scale(config: RunConfig, compute_dtype: str) -> LossScale:

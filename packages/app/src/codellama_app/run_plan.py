@@ -49,22 +49,28 @@ def describe_plan(config: RunConfig, rows: TrainingRows, train_rows: Path, diges
     """The network, the data, the steps, the memory of what trains."""
     llama, data, optimizer = config.llama(), config.dataset, config.optimizer
     steps = total_steps(config, rows.steps_per_epoch)
-    tokens = data.batch_size * config.gradient_accumulation_steps * data.seq_length
+    strategy = config.strategy
+    tokens = config.step_rows * data.seq_length
     trained, weights = trained_numbers(config), llama.num_parameters()
     # float32 throughout: weights, gradients, two moments; sums where micro-batches add up
-    arrays = 4 * (weights + trained * (3 + (config.gradient_accumulation_steps > 1)))
+    arrays = 4 * (weights + trained * (3 + (strategy.micro_batch_num > 1)))
     rates = (learning_rate(step, steps, optimizer.learning_rate, config.lr_schedule) for step in (1, steps))
     start = f"from step {first_step + 1}" if first_step else "from the start"
     every = f"every {config.save_steps} steps" + (
         f" and {config.save_minutes:g} minutes" if config.save_minutes else ""
     )
+    processes = (
+        f"processes: {strategy.device_num}, data {strategy.data_parallel} x model {strategy.model_parallel} x pipeline"
+        f" {strategy.pipeline_stage}; each has {strategy.micro_batch_num} x {data.batch_size} rows a step"
+    )
     return "\n".join(
         (
+            *([processes] if strategy.device_num > 1 else []),
             f"network: {weights / 1e6:.3g} M parameters, {llama.num_layers} layers, hidden {llama.hidden_size},"
             f" {llama.num_heads} heads over {llama.kv_heads} key/value heads;"
             f" {trained / 1e6:.3g} M train; {arrays / _GIB:.2f} GiB of weights, gradients and moments",
             f"data: {train_rows}: {rows.steps_per_epoch:,} steps an epoch, digest {digest[:16]}",
-            f"steps: {steps:,} of {tokens:,} tokens ({config.gradient_accumulation_steps} x {data.batch_size} rows of"
+            f"steps: {steps:,} of {tokens:,} tokens ({config.step_rows // data.batch_size} x {data.batch_size} rows of"
             f" {data.seq_length}), {steps / rows.steps_per_epoch:.2f} epochs, {start}; checkpoints {every}",
             f"rate: {config.lr_schedule.type}, {warmup_steps(config.lr_schedule, steps)} steps of warm-up to"
             f" {optimizer.learning_rate:g}; first {next(rates):.3g}, last {next(rates):.3g}",

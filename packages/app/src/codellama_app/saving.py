@@ -4,6 +4,9 @@ A parameter changes in place with every step, so its bytes must be out before th
 memory would be a second model. Writing hands them to the operating system's page cache, tensor by tensor, at the speed
 of memory. What takes long (synchronising with the disk, renaming, removing old checkpoints) happens in a thread while
 training goes on. Where the cache has no room for it all, the system makes the writing wait for the disk.
+
+Of several processes each writes what it owns. Threads do not talk to other processes, so the checkpoint is put in its
+place by the first `wait` for which all have written: the loop calls it as soon as that is so.
 """
 
 from __future__ import annotations
@@ -12,15 +15,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from codellama_ckpt import CheckpointError, GlobalSlice, LazyTensor, save_sharded
+from codellama_ckpt import CheckpointError, GlobalSlice, LazyTensor, abandon, finalize, save_sharded
 from numpy.typing import NDArray
+
+from codellama_app.ranks import Ranks
+
+
+@dataclass
+class _Save:
+    """One that has begun; `fault` is why this process could not write its part."""
+
+    path: Path
+    token: str
+    after: Callable[[], object] | None
+    fault: str | None = None
 
 
 class BackgroundSaver:
-    """Saves one checkpoint at a time; `save` waits for the one before it.
+    """Saves one checkpoint at a time; `save` waits for the one before it. All ranks make the same calls.
 
     Attributes:
         last: the newest checkpoint that is whole on the disk.
@@ -28,11 +44,15 @@ class BackgroundSaver:
         waited: seconds that training stood still for the newest save.
     """
 
-    def __init__(self, last: Path | None = None) -> None:
+    def __init__(self, last: Path | None = None, ranks: Ranks | None = None) -> None:
         self.last = last
         self.failure: str | None = None
         self.waited = 0.0
+        self._ranks = ranks or Ranks()
+        self._job = self._ranks.token()  # tells the saves of this process from those of an earlier one that was killed
+        self._saves = 0
         self._thread: threading.Thread | None = None
+        self._current: _Save | None = None
 
     def save(
         self,
@@ -48,46 +68,89 @@ class BackgroundSaver:
 
         Args:
             path: of the checkpoint; a checkpoint that is there stays.
-            tree: as the following ones, what `codellama_ckpt.save_sharded` takes.
+            tree: as the following ones, what `codellama_ckpt.save_sharded` takes: this process's part.
             metadata: text.
             state: as JSON takes it.
             slices: where this process holds parts.
-            after: called in the thread once the checkpoint is whole; removes old ones.
+            after: called by rank 0 once the checkpoint is whole; removes old ones.
         """
         self.wait()
         start = time.perf_counter()
-        if path.exists():
+        (there,) = self._ranks.any(path.exists())
+        if there:
             self.last = path
             return
+        self._saves += 1
+        current = self._current = _Save(path, f"{self._job}-{self._saves}", after)
         handed_out = threading.Event()
         counted = _counted(tree, handed_out)
 
         def work() -> None:
             try:
                 path.parent.mkdir(exist_ok=True)
-                save_sharded(counted, path, metadata=metadata, state=state, slices=slices)
-                self.last, self.failure = path, None
-                if after is not None:
-                    after()
-            except (CheckpointError, OSError) as error:
-                self.failure = str(error)
-                kept = f"the last good checkpoint is {self.last}" if self.last else "there is no checkpoint yet"
-                print(
-                    f"\nWARNING: checkpoint NOT SAVED: {error}; training goes on, {kept}", file=sys.stderr, flush=True
+                save_sharded(
+                    counted,
+                    path,
+                    metadata=metadata,
+                    state=state if self._ranks.first else {},  # seconds differ
+                    slices=slices,
+                    writer=self._ranks.rank,
+                    writers=self._ranks.size,
+                    token=current.token,
                 )
+            except (CheckpointError, OSError) as error:
+                current.fault = str(error)
             finally:
                 handed_out.set()
+            if self._ranks.size == 1:
+                self._conclude(current, [] if current.fault is None else [0])
 
         self._thread = threading.Thread(target=work, name="save checkpoint")
         self._thread.start()
-        handed_out.wait()
+        if counted:
+            handed_out.wait()
         self.waited = time.perf_counter() - start
 
+    @property
+    def writing(self) -> bool:
+        """Whether this process is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
-        """Returns when nothing is being saved any more."""
+        """Returns when nothing is being saved any more, on no rank."""
+        self.join()
+        current, self._current = self._current, None
+        if current is None or self._ranks.size == 1:
+            return
+        faulty = self._ranks.which(current.fault is not None)
+        if self._ranks.first and not faulty:
+            try:
+                finalize(current.path, self._ranks.size, token=current.token)
+            except (CheckpointError, OSError) as error:
+                current.fault = str(error)
+        elif self._ranks.first:
+            abandon(current.path, token=current.token)
+        self._conclude(current, faulty or self._ranks.which(current.fault is not None))
+
+    def join(self) -> None:
+        """Returns when this process writes nothing any more, whatever the others do."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _conclude(self, current: _Save, faulty: list[int]) -> None:
+        """Takes note of a save that has ended; `faulty` are the ranks that could not do their part."""
+        if not faulty:
+            try:
+                self.last, self.failure = current.path, None
+                if current.after is not None and self._ranks.first:
+                    current.after()
+                return
+            except (CheckpointError, OSError) as error:
+                current.fault = str(error)
+        self.failure = current.fault or f"rank {faulty[0]} could not write its part; its log says why"
+        kept = f"the last good checkpoint is {self.last}" if self.last else "there is no checkpoint yet"
+        print(f"\nWARNING: checkpoint NOT SAVED: {self.failure}; training goes on, {kept}", file=sys.stderr, flush=True)
 
 
 def _counted(tree: Mapping[str, LazyTensor], all_out: threading.Event) -> dict[str, LazyTensor]:

@@ -1,82 +1,65 @@
-"""What a training is at the end of a step, as a checkpoint holds it: arrays by name, and everything else as JSON.
+"""The arrays of a training, as a checkpoint holds them.
 
-Arrays: what trains (the whole network, or the adapters), AdamW's two moments of each, its step count. A process that
-holds slices of them says which in `slices`. The loop draws no random numbers after the first weights: the data's order
-follows from the seed and the number of steps, so that no state of a random generator needs to be kept.
+What trains (the whole network, or the adapters), AdamW's two moments of each, its step count; of all that, this
+process's part. What a training is besides: `run_progress`. The loop draws no random numbers after the first weights:
+the data's order follows from the seed and the number of steps, so that no state of a random generator needs to be kept.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from codellama_ckpt import Checkpoint, CheckpointError, GlobalSlice, LazyTensor, training_name
 from codellama_model import AdamW
+from codellama_parallel import StateTensor
 from mindspore import Parameter, Tensor
-
-from codellama_app.loss_scale import LossScale
 
 _FIRST, _SECOND, _COUNT = "exp_avg", "exp_avg_sq", "adam_step"  # torch's names of the moments
 
 
-@dataclass
-class Progress:
-    """How far a run has come.
+def arrays_of(optimizer: AdamW) -> list[StateTensor]:
+    """The arrays of a training that one process holds whole."""
+    kinds = (("", optimizer.parameters), (_FIRST, optimizer.first), (_SECOND, optimizer.second))
+    arrays = [
+        _whole(kind, owner.name, parameter)
+        for kind, parameters in kinds
+        for owner, parameter in zip(optimizer.parameters, parameters, strict=True)
+    ]
+    return [*arrays, _whole(_COUNT, "", optimizer.step)]
 
-    Attributes:
-        step: steps done, and so batches consumed.
-        tokens: tokens read.
-        seconds: of all steps, those before a resume included.
-        loss_scale: its value and history.
-        eval_loss: of the last validation, and the step it followed; None before the first.
-    """
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss_scale: LossScale = field(default_factory=LossScale)
-    eval_loss: float | None = None
-    eval_step: int = 0
-
-    def to_json(self) -> dict[str, object]:
-        """For `save_sharded(state=...)`."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> Progress:
-        """The inverse of `to_json`; CheckpointError where the fields are others."""
-        try:
-            known = dict(values)
-            return cls(**{**known, "loss_scale": LossScale(**known["loss_scale"])})  # type: ignore[arg-type]
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"its training state was written by another version of this program ({error})"
-            ) from None
+def _whole(kind: str, name: str, parameter: Parameter) -> StateTensor:
+    shape = tuple(parameter.shape)
+    return StateTensor(kind, name, shape, tuple((0, side) for side in shape), parameter, owner=True)
 
 
 class TrainingState:
-    """The arrays of a training.
+    """The arrays of a training, or what this process holds of them.
 
     Args:
-        optimizer: its parameters are what trains.
-        slices: for parameters of which this process holds a part, which part.
+        arrays: of them all ranks together have every part, and each part one owner.
+        restored: to be called when the arrays were set from outside.
     """
 
-    def __init__(self, optimizer: AdamW, slices: Mapping[str, GlobalSlice] | None = None) -> None:
-        self._arrays: dict[str, Parameter] = {}
-        self.slices: dict[str, GlobalSlice] = {}
-        for kind, parameters in (("", optimizer.parameters), (_FIRST, optimizer.first), (_SECOND, optimizer.second)):
-            for owner, parameter in zip(optimizer.parameters, parameters, strict=True):
-                name = training_name(kind, owner.name) if kind else owner.name
-                self._arrays[name] = parameter
-                if slices and owner.name in slices:
-                    self.slices[name] = slices[owner.name]
-        self._arrays[training_name(_COUNT)] = optimizer.step
+    def __init__(self, arrays: Sequence[StateTensor], restored: Callable[[], object] | None = None) -> None:
+        self.arrays = {_stored_name(one): one for one in arrays}
+        self._restored = restored
 
     def tree(self) -> dict[str, LazyTensor]:
-        """Every array, looked at only when it is written. What `load` gives is the memory that training changes."""
-        return {name: LazyTensor("float32", tuple(p.shape), p.asnumpy) for name, p in self._arrays.items()}
+        """What this process saves, looked at only when it is written. `load` gives the memory that training changes."""
+        return {
+            name: LazyTensor("float32", tuple(one.parameter.shape), one.parameter.asnumpy)
+            for name, one in self.arrays.items()
+            if one.owner
+        }
+
+    def slices(self) -> dict[str, GlobalSlice]:
+        """For the tensors of `tree` that are parts, which part."""
+        return {
+            name: GlobalSlice(one.shape, tuple(slice(*side) for side in one.box))
+            for name, one in self.arrays.items()
+            if one.owner and tuple(one.parameter.shape) != one.shape
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Reads every array (or this process's slice of it) back, one at a time, bit for bit.
@@ -85,16 +68,21 @@ class TrainingState:
             CheckpointError: arrays are missing or misshapen, or the checkpoint is damaged.
         """
         held = {*checkpoint.names(), *checkpoint.training_names()}
-        if missing := [name for name in self._arrays if name not in held]:
+        if missing := [name for name in self.arrays if name not in held]:
             raise CheckpointError(
                 f"{checkpoint.path} can not be resumed from: it lacks {len(missing)} arrays of the training,"
                 f" {missing[0]} first (weights alone are for run_mode finetune)"
             )
-        for name, parameter in self._arrays.items():
-            whole = self.slices[name].shape if name in self.slices else tuple(parameter.shape)
-            if checkpoint.shape(name) != tuple(whole):
+        for name, one in self.arrays.items():
+            if checkpoint.shape(name) != one.shape:
                 raise CheckpointError(
-                    f"{checkpoint.path}: {name} is {list(checkpoint.shape(name))}, this run has {list(whole)}"
+                    f"{checkpoint.path}: {name} is {list(checkpoint.shape(name))}, this run has {list(one.shape)}"
                 )
-            part = self.slices[name].slices if name in self.slices else None
-            parameter.set_data(Tensor(checkpoint.read(name, part, dtype="float32")))
+            part = tuple(slice(*side) for side in one.box)
+            one.parameter.set_data(Tensor(checkpoint.read(name, part, dtype="float32")))
+        if self._restored is not None:
+            self._restored()
+
+
+def _stored_name(one: StateTensor) -> str:
+    return training_name(one.kind, one.name) if one.kind else one.name

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from codellama_app.command import Parser, UserError, run
+from codellama_parallel.launch import Launch, launched
+
+from codellama_app.command import InterruptedRunError, Parser, UserError, run
 from codellama_app.config import RunConfig, config_names, load_config
+from codellama_app.ranks import add_job_flags, job_of, join, start, started_here
+
+if TYPE_CHECKING:
+    from codellama_app.run import Plan
 
 PROGRAM = "codellama-train"
 _EXAMPLE = "def read_lines(path):"
@@ -76,15 +85,30 @@ def _main(arguments: Sequence[str]) -> None:
     )
     for flag in _FLAGS:
         parser.add_argument(f"--{flag}", help=_HELP[flag], metavar=flag.rsplit("_", 1)[-1].upper())
+    add_job_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan, read one batch, stop")
     known, overrides = parser.parse_with_overrides(arguments)
     given = [(key, getattr(known, flag)) for flag, key in _FLAGS.items() if getattr(known, flag) is not None]
     config = load_config(known.config, given + overrides)
-    train(config, known.config, dry_run=known.dry_run)
+    job = job_of(known, Path(config.output_dir) / "log")
+    if job is not None and not launched():
+        _launch(config, job, arguments, known.dry_run)
+    else:
+        train(config, known.config, dry_run=known.dry_run)
+
+
+def _launch(config: RunConfig, job: Launch, arguments: Sequence[str], dry_run: bool) -> None:
+    """Starts the ranks, once the plan has been found good."""
+    from codellama_app.run import Plan  # noqa: PLC0415
+
+    plan = Plan.of(config, job.worker_num)
+    _show(plan, dry_run)
+    if not dry_run:
+        start(job, "codellama_app.train", arguments)
 
 
 def train(config: RunConfig, name: str, dry_run: bool = False) -> None:
-    """Runs a training and prints what it does; everything it makes is in `config.output_dir`.
+    """Runs a training, or one rank's part of it, and prints what it does; all that it makes is in `config.output_dir`.
 
     Raises:
         UserError, ConfigError, DataError, TokenizerError, CheckpointError: see the message.
@@ -96,12 +120,23 @@ def train(config: RunConfig, name: str, dry_run: bool = False) -> None:
 
     if config.tensorboard:
         check_tensorboard()
-    plan = Plan.of(config)
-    print(plan.text, flush=True)
     if dry_run:
-        print(f"{plan.one_batch()}\nthe configuration as resolved:\n{config.to_yaml().rstrip()}")
+        _show(Plan.of(config), dry_run)
         return
-    finished = execute(plan)
+    ranks = join()
+    quiet = io.StringIO() if started_here() else sys.stdout  # whoever started the ranks has shown the plan
+    with contextlib.redirect_stdout(quiet):
+        plan = Plan.of(config, ranks.size)
+        _show(plan)
+    try:
+        finished = execute(plan, ranks)
+    except InterruptedRunError as error:
+        if ranks.first:
+            raise
+        print(error, flush=True)  # and rank 0 ends with an error, for which msrun stops whoever still runs
+        return
+    if not ranks.first:
+        return
     for label, level in finished.levels.items():
         print(f"{label + ':':15} {level:.3f} nats per token, perplexity {math.exp(level):.1f}", flush=True)
     print(f"saved in {config.output_dir}: {', '.join(finished.files)}")
@@ -109,6 +144,12 @@ def train(config: RunConfig, name: str, dry_run: bool = False) -> None:
         print(f"predict with: {_how_to_predict(config, name, Path(config.output_dir))}")
     else:
         print(f"merge with: codellama-lora merge --adapter_path {config.output_dir} --output_path merged.safetensors")
+
+
+def _show(plan: Plan, dry_run: bool = False) -> None:
+    print(plan.text, flush=True)
+    if dry_run:
+        print(f"{plan.one_batch()}\nthe configuration as resolved:\n{plan.config.to_yaml().rstrip()}")
 
 
 def _how_to_predict(config: RunConfig, name: str, directory: Path) -> str:
@@ -121,3 +162,7 @@ def _how_to_predict(config: RunConfig, name: str, directory: Path) -> str:
     if str(directory) != default:
         command += f" --load_checkpoint {directory}"
     return f'{command} --prompt "{_EXAMPLE}"'
+
+
+if __name__ == "__main__":
+    main()

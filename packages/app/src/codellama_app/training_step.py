@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import mindspore as ms
 import numpy as np
 from codellama_model import AdamW, clip_scale, global_norm
+from codellama_parallel import StepResult
 from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
 from codellama_app.loss_inputs import loss_inputs
 
 Batch = Mapping[str, NDArray[np.int32]]
-_LARGEST = float(np.finfo(np.float32).max)  # a norm beyond it (or none at all) comes of gradients that are not finite
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step says of itself.
-
-    Attributes:
-        loss: mean over the tokens under loss, in nats.
-        grad_norm: joint 2-norm of the mean loss's gradient, before clipping.
-        tokens: tokens under loss.
-    """
-
-    loss: float
-    grad_norm: float
-    tokens: int
-
-    @property
-    def finite(self) -> bool:
-        """Whether loss and gradients were."""
-        return math.isfinite(self.loss) and self.grad_norm <= _LARGEST
 
 
 class Step(Protocol):

@@ -6,6 +6,8 @@ A network's parameters are allocated one by one as they are read, so nothing hol
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -18,9 +20,16 @@ from tqdm import tqdm
 
 from codellama_app.command import UserError
 
-CONFIG_KEY = "config"  # of a checkpoint's metadata: the network's configuration as JSON, in Hugging Face's spelling
 _CHUNK_BYTES = 4 << 20  # float32 that is quantised at a time
 _BAR_FROM_BYTES = 1 << 30  # a bar for what takes seconds
+
+
+class Part(NamedTuple):
+    """What a process holds of one tensor: the parameter, the checkpoint's tensor, and the slice of it, one a side."""
+
+    name: str
+    stored: str
+    slices: tuple[slice, ...]
 
 
 def network_from(config: LlamaConfig, checkpoint: Checkpoint, weight_dtype: WeightDtype = "fp32") -> LlamaForCausalLM:
@@ -36,40 +45,50 @@ def network_from(config: LlamaConfig, checkpoint: Checkpoint, weight_dtype: Weig
     checkpoint.check(shapes, tied=config.tie_word_embeddings)
     with no_init_parameters():
         network = LlamaForCausalLM(config)
-    size = 4 * config.num_parameters()
-    with tqdm(
-        total=size, unit="B", unit_scale=True, desc="loading", disable=None if size > _BAR_FROM_BYTES else True
-    ) as bar:
-        for name, shape in shapes.items():
-            if len(shape) == 2 and weight_dtype == "int8":
-                set_weight(network, name, *_quantized(checkpoint, name, shape))
-            elif len(shape) == 2 and weight_dtype == "fp16":
-                set_weight(network, name, checkpoint.read(name, dtype="float16"))
-            else:
-                set_weight(network, name, checkpoint.read(name, dtype="float32"))
-            bar.update(4 * math.prod(shape))
-    network.set_train(False)
+    parts = [Part(name, name, tuple(slice(0, side) for side in shape)) for name, shape in shapes.items()]
+    fill(network, parts, checkpoint, weight_dtype)
     return network
 
 
-def _quantized(
-    checkpoint: Checkpoint, name: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+def fill(
+    network: LlamaForCausalLM, parts: Sequence[Part], checkpoint: Checkpoint, weight_dtype: WeightDtype = "fp32"
+) -> None:
+    """Gives every parameter of a network its part of the checkpoint, for prediction; what is no part is not read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    sizes = [4 * math.prod(side.stop - side.start for side in part.slices) for part in parts]
+    with tqdm(
+        total=sum(sizes),
+        unit="B",
+        unit_scale=True,
+        desc="loading",
+        disable=None if sum(sizes) > _BAR_FROM_BYTES else True,
+    ) as bar:
+        for part, size in zip(parts, sizes, strict=True):
+            if len(part.slices) == 2 and weight_dtype == "int8":
+                set_weight(network, part.name, *_quantized(checkpoint, part))
+            else:
+                narrow = len(part.slices) == 2 and weight_dtype == "fp16"
+                value = checkpoint.read(part.stored, part.slices, dtype="float16" if narrow else "float32")
+                set_weight(network, part.name, value)
+            bar.update(size)
+    network.set_train(False)
+
+
+def _quantized(checkpoint: Checkpoint, part: Part) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """A matrix in int8 with its scales, read a few rows at a time."""
-    rows, columns = shape
-    numbers = np.empty(shape, np.int8)
-    scales = np.empty((rows, -(-columns // GROUP)), np.float16)
-    step = max(1, _CHUNK_BYTES // (4 * columns))
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        numbers[part], scales[part] = quantize(checkpoint.read(name, [part], dtype="float32"))
+    (first, last), columns = (part.slices[0].start, part.slices[0].stop), part.slices[1]
+    width = columns.stop - columns.start
+    numbers = np.empty((last - first, width), np.int8)
+    scales = np.empty((last - first, -(-width // GROUP)), np.float16)
+    step = max(1, _CHUNK_BYTES // (4 * width))
+    for start in range(first, last, step):
+        rows = slice(start, min(start + step, last))
+        read = checkpoint.read(part.stored, [rows, columns], dtype="float32")
+        numbers[start - first : rows.stop - first], scales[start - first : rows.stop - first] = quantize(read)
     return numbers, scales
-
-
-def random_network(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
-    """A network with random weights that depend on the seed alone."""
-    ms.set_seed(seed)
-    return LlamaForCausalLM(config)
 
 
 def tree_of(network: LlamaForCausalLM) -> dict[str, LazyTensor]:

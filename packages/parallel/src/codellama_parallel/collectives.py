@@ -23,6 +23,9 @@ from mindspore.communication import GlobalComm, create_group, get_rank
 from codellama_parallel.mesh import Ranks
 
 LOGICAL, AXIS = "logical", "axis"  # names of the attributes
+# Numbers that the CPU backend sums at a time, 4 MiB: two processes exchange 0.53 GB/s in tensors of 1 to 8 MiB, and half
+# of that in tensors of 32 MiB and more.
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,18 @@ class AllReduce(nn.Cell):
 
     def __init__(self, members: Group, logical: str = "all_reduce") -> None:
         super().__init__()
+        self.native = members.native
         self.sum = _labelled(ops.AllReduce(ops.ReduceOp.SUM, members.name), logical, members)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.sum(x)
+        if self.native or x.size <= _PIECE:
+            return self.sum(x)
+        flat = ops.reshape(x, (-1,))
+        sums: tuple[Tensor, ...] = (self.sum(flat[:_PIECE]),)
+        for start in range(_PIECE, x.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            sums += (self.sum(ops.depend(piece, sums[-1])),)  # in the same order on all ranks
+        return ops.reshape(ops.concat(sums), x.shape)
 
 
 class AllGather(nn.Cell):

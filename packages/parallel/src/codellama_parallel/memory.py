@@ -1,7 +1,8 @@
 """What one rank keeps in memory. Plain Python.
 
 Parameters, gradients and optimizer state are counted exactly as `ParallelStep` allocates them. Activations are what the
-composed operations of `codellama_model` keep for the backward pass of one micro-batch, term by term.
+operations keep for the backward pass of one micro-batch, term by term, and what the fullest moment of that pass needs
+besides; `scripts/activations.py` holds them against MindSpore's own statistics.
 
 Shapes: T tokens of a micro-batch, T' of them between the matrices (T / R in sequence parallel), R model-parallel ranks,
 H hidden, S sequence, Q query numbers, K key/value numbers, F feed-forward numbers of a rank, V vocabulary.
@@ -31,12 +32,18 @@ class Work:
         seq_length: S.
         parameter_bytes: of a weight: 4 in float32, 2 in float16 and bfloat16.
         activation_bytes: of a number between the operations.
+        training: False for generation: `rows` prompts at a time, of `seq_length` tokens with what follows them.
+        fused: the operations are those of codellama-kernels; False for the composed ones of `codellama_model`.
+        cache_bytes: of a number in the key/value cache, which `parallelize` makes float32.
     """
 
     rows: int
     seq_length: int
     parameter_bytes: int = FLOAT32
     activation_bytes: int = FLOAT32
+    training: bool = True
+    fused: bool = False
+    cache_bytes: int = FLOAT32
 
     @property
     def tokens(self) -> int:
@@ -46,23 +53,37 @@ class Work:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank. `buffers`: what collectives and the border of a pipeline stage need at most at one time."""
+    """Bytes of one rank.
+
+    `buffers` are what collectives and the border of a pipeline stage need at most at one time, `cache` the keys and
+    values of generation.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
     buffers: int
+    cache: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers + self.cache
 
 
 def memory(plan: Plan, where: Coordinate, work: Work) -> Memory:
     """The memory of the rank at this coordinate."""
     whole = {name: math.prod(plan.local_shape(name, where)) for name in plan.local_names(where)}
+    if not work.training:
+        return Memory(
+            parameters=sum(whole.values()) * work.parameter_bytes,
+            gradients=0,
+            optimizer=0,
+            activations=_prompt(plan, work),
+            buffers=0,
+            cache=_cache(plan, where, work),
+        )
     owned = {name: size // plan.optimizer_parts(name) for name, size in whole.items()}
     masters = [owned[name] for name in whole if plan.optimizer_parts(name) > 1]  # the rows that a copy updates
     return Memory(
@@ -83,35 +104,109 @@ def _buffers(plan: Plan, where: Coordinate, work: Work, whole: dict[str, int]) -
     return border * states + 2 * FLOAT32 * max(buckets, default=0)
 
 
+def _cache(plan: Plan, where: Coordinate, work: Work) -> int:
+    """Keys and values of every position and a spare one, as `codellama_model.cache` allocates them."""
+    config = plan.config
+    heads = max(1, config.kv_heads // plan.strategy.model_parallel)
+    position = 2 * plan.layers[where.pipeline] * heads * config.head_size * work.cache_bytes
+    return work.rows * (work.seq_length + 1) * position
+
+
+def _prompt(plan: Plan, work: Work) -> int:
+    """A prompt as long as the cache on its way through one layer, at the fuller of its branches, and the logits."""
+    config, ranks = plan.config, plan.strategy.model_parallel
+    tokens = work.tokens
+    query, key_value = _heads_widths(plan)
+    scores = 2 * tokens * (work.seq_length + 1) * (config.num_heads // ranks)  # before and after the softmax
+    attention = tokens * (2 * query + 2 * key_value) + scores
+    feed_forward = 3 * tokens * config.intermediate_size // ranks  # gate, up, their product
+    branch = 2 * tokens * config.hidden_size + max(attention, feed_forward)  # its input, plain and normalised
+    return max(branch, work.rows * config.vocab_size) * work.activation_bytes
+
+
 def activations(plan: Plan, where: Coordinate, work: Work) -> int:
     """Bytes that one micro-batch's backward pass finds in memory at its fullest moment."""
-    config, strategy = plan.config, plan.strategy
-    ranks = strategy.model_parallel
-    tokens, between = work.tokens, work.tokens // strategy.sequence_parts
-    hidden = config.hidden_size
-    scores = tokens * work.seq_length * (config.num_heads // ranks)
-    layer = _layer(plan, tokens, between) + scores
-    layers = plan.layers[where.pipeline]
+    strategy, layers = plan.strategy, plan.layers[where.pipeline]
+    last = where.pipeline == strategy.pipeline_stage - 1
+    parts = _fused(plan, work) if work.fused else _composed(plan, work)
+    layer = 2 * parts.norm + parts.attention + parts.scores + parts.feed_forward
     if strategy.recompute == "full":
-        kept = layers * between * hidden + layer
-    elif strategy.recompute == "selective":
-        kept = layers * (layer - scores) + scores
+        kept = 2 * layers * parts.input
+        inner = parts.norm - parts.input
+        attending = inner + parts.attention + parts.scores + parts.attention_gradient
+        feeding = inner + parts.feed_forward + parts.computed_again + parts.feed_forward_gradient
     else:
         kept = layers * layer
-    head = 0
-    if where.pipeline == strategy.pipeline_stage - 1:
-        # the norm's input, its output on all tokens, and logits, their exponentials and their gradient
-        head = 2 * between * hidden + tokens * hidden + 3 * tokens * (config.vocab_size // ranks)
-    return (kept + head) * work.activation_bytes
+        attending = parts.attention_gradient - parts.feed_forward - parts.norm  # the other branch is through by then
+        feeding = parts.feed_forward_gradient
+        if strategy.recompute == "selective":
+            kept -= layers * parts.scores
+            attending += parts.scores
+    return (kept + max(attending, feeding, parts.head if last else 0)) * work.activation_bytes
 
 
-def _layer(plan: Plan, tokens: int, between: int) -> int:
-    """Numbers that one decoder layer keeps, the scores of attention apart."""
+@dataclass(frozen=True)
+class _Parts:
+    """Numbers that the parts of the network keep, and that their gradients need besides at most at one time."""
+
+    input: int  # of a branch, kept where the branch is computed again
+    norm: int  # of a branch, its input included
+    attention: int  # the scores apart
+    scores: int
+    feed_forward: int
+    head: int  # all that head and loss hold before the last layer's gradient
+    attention_gradient: int
+    feed_forward_gradient: int
+    computed_again: int  # kept by a recomputed feed-forward branch in addition
+
+
+def _composed(plan: Plan, work: Work) -> _Parts:
+    tokens, between, hidden, ffn = _extents(plan, work)
+    query, key_value = _heads_widths(plan)
+    scores = tokens * work.seq_length * (plan.config.num_heads // plan.strategy.model_parallel)
+    # the input, and twice it: the gradient of its square, which depends on nothing else and is computed at once
+    branch_input = 2 * between * hidden
+    norm = branch_input + between * hidden + tokens * hidden  # normalised; weighted and entered
+    vocabulary = plan.config.vocab_size // plan.strategy.model_parallel
+    return _Parts(
+        input=branch_input,
+        norm=norm,
+        attention=tokens * (2 * query + 2 * key_value),  # rotated query and key, value; the mixed values
+        scores=scores,
+        feed_forward=5 * tokens * ffn,  # gate, its sigmoid, its silu, up, the product
+        head=norm + 3 * tokens * vocabulary,  # logits, their exponentials and their gradient
+        attention_gradient=2 * scores,  # after and before the softmax
+        feed_forward_gradient=3 * tokens * ffn,  # of the product, of gate and up
+        computed_again=0,
+    )
+
+
+def _fused(plan: Plan, work: Work) -> _Parts:
+    tokens, between, hidden, ffn = _extents(plan, work)
+    query, key_value = _heads_widths(plan)
+    heads = plan.config.num_heads // plan.strategy.model_parallel
+    branch_input = between * hidden + between  # and a number a token, of the norm
+    return _Parts(
+        input=branch_input,
+        norm=branch_input,
+        attention=tokens * (2 * query + 2 * key_value + heads),  # and a number a token and head
+        scores=0,
+        feed_forward=2 * tokens * ffn,  # gate, up
+        head=2 * between * hidden + tokens * hidden,  # gradients; the logits are a chunk's, in memory of the kernels
+        attention_gradient=tokens * (query + 2 * key_value + hidden),
+        feed_forward_gradient=3 * tokens * ffn + tokens * hidden,  # of the product, gate and up; of the input
+        computed_again=tokens * (ffn + hidden),  # the product and the normalised input, which are not freed between
+    )
+
+
+def _extents(plan: Plan, work: Work) -> tuple[int, int, int, int]:
+    """T, T', H and F of one rank."""
+    between = work.tokens // plan.strategy.sequence_parts
+    ffn = plan.config.intermediate_size // plan.strategy.model_parallel
+    return work.tokens, between, plan.config.hidden_size, ffn
+
+
+def _heads_widths(plan: Plan) -> tuple[int, int]:
+    """Numbers of the query and of the key (or value) of one token on one rank."""
     config, ranks = plan.config, plan.strategy.model_parallel
-    query = config.num_heads * config.head_size // ranks
-    key_value = max(1, config.kv_heads // ranks) * config.head_size
-    ffn = config.intermediate_size // ranks
-    norms = 2 * (2 * between + tokens) * config.hidden_size  # input, normalised input; weighted and entered
-    attention = tokens * (2 * query + 2 * key_value)  # rotated query and key, value; the mixed values
-    feed_forward = 4 * tokens * ffn  # gate, up, silu of the gate, their product
-    return norms + attention + feed_forward
+    return config.num_heads * config.head_size // ranks, max(1, config.kv_heads // ranks) * config.head_size

@@ -13,7 +13,6 @@ from functools import partial
 import mindspore as ms
 import numpy as np
 from codellama_model import LlamaConfig, LlamaForCausalLM, Operations, select
-from codellama_model.ops import Operation
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, One, Zero, initializer
 from mindspore.nn.utils import no_init_parameters
@@ -24,7 +23,7 @@ from codellama_parallel.collectives import Group, Identity, group
 from codellama_parallel.mesh import Mesh
 from codellama_parallel.plan import EMBEDDING, Box, Plan
 from codellama_parallel.random_weights import normal_slice
-from codellama_parallel.strategy import Recompute
+from codellama_parallel.recompute import recompute
 from codellama_parallel.tensor_parallel import (
     Border,
     EnteringNorm,
@@ -96,7 +95,7 @@ def parallelize(network: LlamaForCausalLM, mesh: Mesh, plan: Plan) -> None:
         _split_layers(network, ends)
         _split_vocabulary(network, mesh, members, ends)
         network.config = _local_config(network.config, members.size)
-    _recompute(network, mesh.strategy.recompute)
+    recompute(network, mesh.strategy.recompute)
 
 
 def _take_out_other_stages(network: LlamaForCausalLM, mesh: Mesh, plan: Plan) -> None:
@@ -155,28 +154,6 @@ def _split_vocabulary(network: LlamaForCausalLM, mesh: Mesh, members: Group, end
         cache_dtype=ms.float32,
         cached_head=CachedHead(members),
     )
-
-
-class _Attention(nn.Cell):
-    """The table's `causal_attention`, as a cell of its own that can be computed again."""
-
-    def __init__(self, causal_attention: Operation) -> None:
-        super().__init__()
-        self.causal_attention = causal_attention
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        return self.causal_attention(query, key, value, mask, scale)
-
-
-def _recompute(network: LlamaForCausalLM, recompute: Recompute) -> None:
-    """Marks what the backward pass computes again instead of keeping it."""
-    for layer in network.model.layers:
-        if recompute == "full":
-            layer.recompute()
-        elif recompute == "selective":
-            attention = _Attention(layer.attention.causal_attention)
-            attention.recompute()
-            _replace(layer.attention, "causal_attention", attention)
 
 
 def _replace(cell: nn.Cell, attribute: str, operation: nn.Cell) -> None:

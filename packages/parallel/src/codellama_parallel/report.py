@@ -18,26 +18,42 @@ from codellama_parallel.search import Candidate
 from codellama_parallel.throughput import MATRIX_EFFICIENCY, throughput
 from codellama_parallel.traffic import predicted
 
-_MEMORY = ("parameters", "gradients", "optimizer", "activations", "buffers", "total")
+_TRAINING = ("parameters", "gradients", "optimizer", "activations", "buffers", "total")
+_GENERATION = ("parameters", "cache", "activations", "total")
 _UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 
 def estimate_lines(plan: Plan, work: Work, device: Device, device_memory: int) -> list[str]:
-    """Memory and traffic of one rank of every stage, and the speed of a step. Ranks of a stage differ in nothing."""
+    """Memory and traffic of one rank of every stage, and the speed of a step. Ranks of a stage differ in nothing.
+
+    Of generation, the memory alone.
+    """
     strategy = plan.strategy
+    columns = _TRAINING if work.training else _GENERATION
+    if work.training:
+        kind = (
+            f"a step: {strategy.data_parallel} x {strategy.micro_batch_num} micro-batches of {work.rows} x"
+            f" {work.seq_length} tokens; weights of {work.parameter_bytes} bytes, gradients and moments float32"
+        )
+    else:
+        kind = (
+            f"generation: {work.rows} x {work.seq_length} positions; weights of {work.parameter_bytes} bytes, key/value"
+            f" cache of {work.cache_bytes}"
+        )
     lines = [
         f"{plan.config.num_parameters():,} parameters on {strategy.device_num} devices: data_parallel"
         f" {strategy.data_parallel} x model_parallel {strategy.model_parallel} x pipeline_stage"
         f" {strategy.pipeline_stage}, layers of stages {list(plan.layers)}",
-        f"a step: {strategy.data_parallel} x {strategy.micro_batch_num} micro-batches of {work.rows} x"
-        f" {work.seq_length} tokens; weights of {work.parameter_bytes} bytes, gradients and moments float32",
+        kind,
         "",
-        "GiB per rank  " + "".join(f"{name:>13}" for name in _MEMORY) + f"   of {device_memory / GIBI:.0f}",
+        "GiB per rank  " + "".join(f"{name:>13}" for name in columns) + f"   of {device_memory / GIBI:.0f}",
     ]
     for stage in range(strategy.pipeline_stage):
         one = memory(plan, Coordinate(stage, 0, 0), work)
         fits = "fits" if one.total <= device_memory else "DOES NOT FIT"
-        lines.append(f"  stage {stage:<6}" + "".join(f"{_gib(one, name):>13.2f}" for name in _MEMORY) + f"   {fits}")
+        lines.append(f"  stage {stage:<6}" + "".join(f"{_gib(one, name):>13.2f}" for name in columns) + f"   {fits}")
+    if not work.training:
+        return lines
     lines += ["", "GiB per rank and step, by collective and group"]
     for stage in range(strategy.pipeline_stage):
         traffic = predicted(plan, Coordinate(stage, 0, 0), work)
@@ -60,15 +76,16 @@ def estimate_lines(plan: Plan, work: Work, device: Device, device_memory: int) -
 
 def search_lines(found: Sequence[Candidate], limit: int = 10) -> list[str]:
     """The best candidates as a table."""
-    lines = [f"{len(found)} strategies fit; the fastest {min(limit, len(found))}:"]
+    lines = [f"{len(found)} strategies fit; the best {min(limit, len(found))}:"]
     lines.append("   dp   mp   pp micro  seq zero1 recompute   GiB/rank  tokens/s/device   MFU")
     for one in found[:limit]:
         strategy = one.strategy
+        speed = one.throughput
+        fast = f"{'-':>17}{'-':>6}" if speed is None else f"{speed.tokens_per_second:17,.0f}{speed.mfu:6.1%}"
         lines.append(
             f"{strategy.data_parallel:5}{strategy.model_parallel:5}{strategy.pipeline_stage:5}"
             f"{strategy.micro_batch_num:6}{_mark(strategy.use_seq_parallel):>5}{_mark(strategy.optimizer_shard):>6}"
-            f" {strategy.recompute:<10}{one.memory.total / GIBI:10.1f}"
-            f"{one.throughput.tokens_per_second:17,.0f}{one.throughput.mfu:6.1%}"
+            f" {strategy.recompute:<10}{one.memory.total / GIBI:10.1f}{fast}"
         )
     return lines
 

@@ -18,11 +18,11 @@ from codellama_parallel.throughput import Throughput, throughput
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy that fits."""
+    """A strategy that fits; for generation, whose speed is not estimated, without a throughput."""
 
     strategy: ParallelConfig
     memory: Memory
-    throughput: Throughput
+    throughput: Throughput | None
 
 
 def fullest(plan: Plan, work: Work) -> Memory:
@@ -34,14 +34,16 @@ def fullest(plan: Plan, work: Work) -> Memory:
 def search(
     config: LlamaConfig, strategy: ParallelConfig, work: Work, device: Device, device_num: int, device_memory: int
 ) -> list[Candidate]:
-    """The strategies for `device_num` devices of `device_memory` bytes that fit, fastest first.
+    """The strategies for `device_num` devices of `device_memory` bytes that fit, best first.
 
-    Varied: data, model and pipeline parallelism, sequence parallelism, ZeRO-1, recompute. The rows of a global step
-    stay those of `strategy`: fewer data-parallel copies compute more micro-batches.
+    For generation these are the numbers of model-parallel ranks up to `device_num`, the fewest first. In training the
+    fastest is first, and varied are data, model and pipeline parallelism, sequence parallelism, ZeRO-1 and recompute.
+    The rows of a global step stay those of `strategy`: fewer data-parallel copies compute more micro-batches.
     """
     rows = strategy.data_parallel * strategy.micro_batch_num
     found = []
-    for candidate in _strategies(strategy, device_num, rows):
+    candidates = _strategies(strategy, device_num, rows) if work.training else _splits(strategy, device_num)
+    for candidate in candidates:
         try:
             plan = Plan(config, candidate)
             candidate.check_batch(work.rows * candidate.micro_batch_num, work.seq_length)
@@ -49,8 +51,32 @@ def search(
             continue
         needed = fullest(plan, work)
         if needed.total <= device_memory:
-            found.append(Candidate(candidate, needed, throughput(plan, work, device)))
-    return sorted(found, key=lambda one: (-one.throughput.tokens_per_second, one.memory.total))
+            speed = throughput(plan, work, device) if work.training else None
+            found.append(Candidate(candidate, needed, speed))
+    return sorted(found, key=_rank)
+
+
+def _rank(one: Candidate) -> tuple[float, int]:
+    if one.throughput is None:
+        return one.strategy.device_num, one.memory.total
+    return -one.throughput.tokens_per_second, one.memory.total
+
+
+def _splits(strategy: ParallelConfig, device_num: int) -> Iterator[ParallelConfig]:
+    """Strategies that generate: `codellama_parallel.cached` splits over the model axis alone."""
+    for model in _divisors(device_num):
+        yield dataclasses.replace(
+            strategy,
+            data_parallel=1,
+            model_parallel=model,
+            pipeline_stage=1,
+            micro_batch_num=1,
+            vocab_emb_dp=True,
+            use_seq_parallel=False,
+            optimizer_shard=False,
+            recompute="none",
+            pipeline_offset=0,
+        )
 
 
 def _strategies(strategy: ParallelConfig, device_num: int, rows: int) -> Iterator[ParallelConfig]:

@@ -208,6 +208,7 @@ class Stage:
         self.inbox = None if mesh.first_stage else network.model.tok_embeddings.open(*shape)
         self.last = mesh.last_stage
         self.objective: nn.Cell = _ScaledLoss(network, z_loss) if self.last else _Vjp(network)
+        self.measured = _ScaledLoss(network, 0.0) if self.last and z_loss else self.objective
         self.backward = _Accumulate(self.objective, parameters, sums, totals, self.inbox)
         self.forward = None if self.last else _Forward(network)
         self.previous = None if mesh.first_stage else Neighbour(mesh, mesh.stage - 1, mesh.stage, shape)
@@ -237,7 +238,7 @@ class Stage:
                     gradients[micro] = outgoing
 
     def evaluate(self, micro_batches: list[tuple[Tensor, ...]]) -> NDArray[np.float32]:
-        """(sum of the loss, tokens under loss) of all micro-batches, float32 [2]; 0 on all stages but the last."""
+        """(cross-entropy, tokens under loss) of all micro-batches, float32 [2]; 0 on all stages but the last."""
         totals, one = np.zeros(2, np.float32), Tensor(1.0, ms.float32)
         for inputs in micro_batches:
             if self.inbox is not None and self.previous is not None:
@@ -245,7 +246,7 @@ class Stage:
             if self.forward is not None and self.next is not None:
                 self.next.give(self.forward(*inputs))
             else:
-                totals += self.objective(one, *inputs)[1].asnumpy()
+                totals += self.measured(one, *inputs)[1].asnumpy()
         return totals
 
     def _compute_forward(

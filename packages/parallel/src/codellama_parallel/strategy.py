@@ -29,8 +29,8 @@ class ParallelConfig:
         gradient_aggregation_group: number of buckets in which gradients travel over the data axis.
         optimizer_shard: each data-parallel copy keeps and updates its part of the optimizer state (ZeRO-1,
             arXiv:1910.02054).
-        recompute: "full" keeps only the input of every layer for the backward pass, "selective" all but the scores
-            of attention, "none" everything.
+        recompute: "full" keeps only the inputs of every layer's two branches for the backward pass, "selective" all but
+            the scores of attention, "none" everything.
         pipeline_offset: 0 for an even share of layers. Otherwise one whole number a stage: those that add up to 0 are
             added to the even share (MindFormers' `offset`), those that add up to `num_layers` are the layers.
 

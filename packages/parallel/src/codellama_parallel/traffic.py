@@ -85,13 +85,8 @@ def _backward(plan: Plan, where: Coordinate, work: Work) -> Counter[Link]:
         total["all_gather", "model"] += (pairs + embedding) * hidden
     else:
         total["all_reduce", "model"] += (pairs + last) * hidden
-    if plan.strategy.recompute == "full":
-        # MindSpore recomputes consecutive layers as one stretch, up to what the last of them keeps for its gradient
-        if plan.strategy.use_seq_parallel:
-            total["all_gather", "model"] += pairs * hidden
-            total["reduce_scatter", "model"] += (pairs - 1) * hidden
-        else:
-            total["all_reduce", "model"] += (pairs - 1) * hidden
+    if plan.strategy.recompute == "full" and plan.strategy.use_seq_parallel:
+        total["all_gather", "model"] += pairs * hidden  # a branch is entered again, and never left again
     if last:
         total["all_gather", "model"] += plan.strategy.model_parallel * work.tokens * FLOAT32  # largest logits
         total["all_reduce", "model"] += 2 * work.tokens * FLOAT32  # sums and the labels' logits
