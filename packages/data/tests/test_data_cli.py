@@ -9,7 +9,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +145,8 @@ def test_a_mistake_is_one_line(
 
 
 def test_help_answers_within_a_blink(run_cli: Cli) -> None:
-    begun = time.monotonic()
+    before = os.times()
     assert run_cli("--help").returncode == 0
-    assert time.monotonic() - begun < 2.0  # measured 0.04 s; importing MindSpore alone takes 1.5 s and more
+    after = os.times()
+    # Seconds of CPU, which other work on the machine does not change: 0.04 measured, MindSpore's import alone takes 1.5.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
