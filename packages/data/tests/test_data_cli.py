@@ -148,5 +148,5 @@ def test_help_answers_within_a_blink(run_cli: Cli) -> None:
     before = os.times()
     assert run_cli("--help").returncode == 0
     after = os.times()
-    # Seconds of CPU, which other work on the machine does not change: 0.04 measured, MindSpore's import alone takes 1.5.
+    # CPU seconds, which other work does not change: 0.04 measured; the import of MindSpore alone takes 1.5.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
