@@ -101,25 +101,32 @@ def main() -> None:
         if not group:
             continue
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            sides = (strategy.get(key, 1) for key in ("data_parallel", "model_parallel", "pipeline_stage"))
-            processes = math.prod(int(str(side)) for side in sides)
-            for first in range(0, len(group), CASES_PER_JOB):
-                try:
-                    run(group[first : first + CASES_PER_JOB], processes, Path(folder), free_port())
-                except AssertionError as error:  # the others are run all the same
-                    print(f"{mesh}: {error}", flush=True)
-            for case in group:
-                if not all((Path(folder) / f"{case.name}.{rank}.npz").exists() for rank in range(processes)):
-                    failed += 1
-                    print(f"{case.name:35} did not end", flush=True)
-                    continue
-                worst = deviations(case, Path(folder))
-                failed += max(worst.values()) >= TOLERANCE
-                print(f"{case.name:35}", *(f"{what} {value:.1e}" for what, value in worst.items()), flush=True)
+        sides = (strategy.get(key, 1) for key in ("data_parallel", "model_parallel", "pipeline_stage"))
+        processes = math.prod(int(str(side)) for side in sides)
+        for first in range(0, len(group), CASES_PER_JOB):
+            failed += failures(group[first : first + CASES_PER_JOB], processes)
         print(f"{mesh}: {len(group)} cases, {processes} processes, {time.monotonic() - begin:.0f} s", flush=True)
     print(f"{len(chosen)} cases, {failed} above {TOLERANCE:.0e} or not ended")
     sys.exit(failed > 0)
+
+
+def failures(group: list[Case], processes: int) -> int:
+    """Runs the cases in one job and prints how far they are from one process; how many are too far, or did not end."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(group, processes, Path(folder), free_port())
+        except AssertionError as error:  # the others are run all the same
+            print(error, flush=True)
+        for case in group:
+            if not all((Path(folder) / f"{case.name}.{rank}.npz").exists() for rank in range(processes)):
+                failed += 1
+                print(f"{case.name:35} did not end", flush=True)
+                continue
+            worst = deviations(case, Path(folder))
+            failed += max(worst.values()) >= TOLERANCE
+            print(f"{case.name:35}", *(f"{what} {value:.1e}" for what, value in worst.items()), flush=True)
+    return failed
 
 
 def free_port() -> int:

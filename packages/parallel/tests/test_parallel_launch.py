@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from codellama_model.config import ConfigError
-from codellama_parallel.launch import Launch, threads_per_rank
+from codellama_parallel.launch import Launch, _kept, threads_per_rank
 
 # A rank that needs no MindSpore: msrun starts it all the same, as it does its scheduler.
 RANK = """
@@ -36,6 +36,13 @@ from pathlib import Path
 from codellama_parallel.launch import Launch, launch
 job = Launch(2, master_port=int(sys.argv[1]), log_dir=Path(sys.argv[2]))
 sys.exit(launch(job, [sys.argv[3], *sys.argv[4:]]))
+"""
+LAUNCH_NODE = """
+import sys
+from pathlib import Path
+from codellama_parallel.launch import Launch, launch
+port, log_dir, node_rank, script = sys.argv[1:]
+sys.exit(launch(Launch(2, 1, master_port=int(port), node_rank=int(node_rank), log_dir=Path(log_dir)), [script]))
 """
 PATIENCE = 60  # seconds: what a user is promised
 
@@ -65,6 +72,29 @@ def test_a_job_that_ends_well_shows_rank_0_and_keeps_a_log_of_each(tmp_path, por
     assert job.stdout.splitlines() == [f"rank 0 of 2, {threads} threads"]
     assert "rank 1 of 2" in (tmp_path / "log" / "rank_1.log").read_text()
     assert not left_behind(tmp_path)
+
+
+def test_two_launches_on_one_machine_are_one_job(tmp_path, port):
+    """Both end well, and the scheduler runs in the first alone."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-c", LAUNCH_NODE, str(port), str(tmp_path / f"log{node}"), str(node), str(script)]
+        )
+        for node in range(2)
+    ]
+    assert [one.wait(timeout=PATIENCE) for one in launches] == [0, 0]
+    assert "rank 1 of 2" in (tmp_path / "log1" / "rank_1.log").read_text()
+    assert (tmp_path / "log0" / "scheduler.log").exists() and not (tmp_path / "log1" / "scheduler.log").exists()
+    assert not left_behind(tmp_path)
+
+
+def test_what_mindspore_notes_is_cut_off_behind_a_progress_bar():
+    note = "[WARNING] DISTRIBUTED(402,7fcc,python):2026-11-25 [mindspore/ccsrc/x.cc:1] Start] a note"
+    assert _kept(f"3/9 steps |███ |\r{note}\n") == "3/9 steps |███ |\r"
+    assert _kept(f"{note}\n") == ""
+    assert _kept("a [WARNING] of ours\n") == "a [WARNING] of ours\n"
 
 
 @pytest.mark.parametrize(("how", "words"), [("fail", "ended with exit code 3"), ("die", "was killed by signal 9")])

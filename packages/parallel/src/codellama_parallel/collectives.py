@@ -23,8 +23,8 @@ from mindspore.communication import GlobalComm, create_group, get_rank
 from codellama_parallel.mesh import Ranks
 
 LOGICAL, AXIS = "logical", "axis"  # names of the attributes
-# Numbers that the CPU backend sums at a time, 4 MiB: two processes exchange 0.53 GB/s in tensors of 1 to 8 MiB, and half
-# of that in tensors of 32 MiB and more.
+# Numbers that the CPU backend sums at a time, 4 MiB: two processes exchange 0.53 GB/s in tensors of 1 to 8 MiB, half of
+# that in tensors of 32 MiB and more.
 _PIECE = 1 << 20
 
 

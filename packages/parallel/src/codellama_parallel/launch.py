@@ -33,8 +33,15 @@ _WAIT_VARIABLE, _WAIT_SECONDS = "MS_CPU_COMM_OP_TIMEOUT", "1800"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10  # from a polite signal to a kill
 _LAST_LINES = 15
+_MSRUN_WITHOUT_SCHEDULER = """
+from mindspore.parallel.cluster.process_entity import _api
+from mindspore.parallel.cluster.run import main
+assert hasattr(_api, "_is_local_ip"), "this MindSpore decides otherwise which machine is the master"
+_api._is_local_ip = lambda _: False
+main()
+"""
 _FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
-_NOISE = re.compile(r"^\[(?:WARNING|INFO)\] ")  # MindSpore's own
+_NOISE = re.compile(r"\[(?:WARNING|INFO)\] [A-Z_]+\(.*")  # MindSpore's own, from anywhere in a line to its end
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,10 @@ def _start(job: Launch, command: Sequence[str]) -> subprocess.Popen[bytes]:
     msrun = shutil.which("msrun", path=environment["PATH"])
     if msrun is None:
         raise ConfigError("msrun is not installed beside this Python; it comes with mindspore")
-    words = [msrun, "--worker_num", job.worker_num, "--local_worker_num", job.local]
+    # msrun starts the scheduler wherever master_addr is an address of the machine: of two launches on one machine the
+    # second would start another, which finds the port taken (mindspore/parallel/cluster/process_entity/_api.py, 2.10).
+    words: list[object] = [msrun] if job.node_rank == 0 else [sys.executable, "-c", _MSRUN_WITHOUT_SCHEDULER]
+    words += ["--worker_num", job.worker_num, "--local_worker_num", job.local]
     words += ["--master_addr", job.master_addr, "--master_port", job.master_port, "--node_rank", job.node_rank]
     words += ["--log_dir", job.log_dir, "--worker_log_name", "rank", "--tail_worker_log", "-1", "--join", "True"]
     words += ["python", *command]
@@ -239,7 +249,7 @@ class _Watcher:
         code = failure[1]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         print(f"rank {rank} {how}; the other ranks were stopped. Its last lines ({path}):", file=sys.stderr)
-        lines = [line for line in _text(path).splitlines() if line.strip() and not _NOISE.match(line)]
+        lines = [line for line in map(_kept, _text(path).splitlines()) if line.strip()]
         for line in lines[-_LAST_LINES:]:
             print(f"  {line}", file=sys.stderr)
 
@@ -258,10 +268,16 @@ class _Follower:
                 return
             self.file = self.path.open(encoding="utf-8", errors="replace", newline="")
         new = self.file.read()
-        kept = "".join(line for line in new.splitlines(keepends=True) if not _NOISE.match(line))
+        kept = "".join(_kept(line) for line in new.splitlines(keepends=True))
         if kept:
             sys.stdout.write(kept)
             sys.stdout.flush()
+
+
+def _kept(line: str) -> str:
+    """A line without what MindSpore notes, which may begin behind a progress bar; nothing where that is all of it."""
+    note = _NOISE.search(line)
+    return line[: note.start()] if note else line
 
 
 def _text(path: Path) -> str:
