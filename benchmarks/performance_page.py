@@ -25,6 +25,7 @@ from sides import records
 HERE = Path(__file__).parent
 PAGE = records.DOCS / "performance.md"
 DECODE_8 = 'decode --batch 8 --peers "llama.cpp F16" "CTranslate2 float32"'
+PREFILL_BFLOAT16 = 'prefill --compute_dtype bfloat16 --peers "OpenVINO F16"'
 PREFILL_8192 = 'prefill --prompt_tokens 8192 --peers "transformers float32"'
 
 WARM, COLD = "cold_start", "cold_start --forget"
@@ -107,11 +108,11 @@ def training(command: str, work: str, speed: float, memory: float, share: float 
 ROWS = [
     Row("decode", "decode, float16 weights, after 512 tokens", 1.1, "llama.cpp F16", form=".1f"),
     Row("decode --weights int8", "decode, int8 weights, after 512 tokens", 1.2, "llama.cpp Q8_0", form=".1f"),
-    Row("prefill", "prompt of 512, float16 weights", 1.3, "llama.cpp F16"),
+    Row("prefill", "prompt of 512, float16 weights, float32 arithmetic", 1.3, "llama.cpp F16"),
     Row("prefill", "", 1.1, "CTranslate2 float32"),
     Row("prefill", "", 1.1, "transformers float32"),
     Row("prefill", "", 1.1, "OpenVINO F16, float32 arithmetic"),
-    Row("prefill", "", 1.1, "OpenVINO F16"),
+    Row(PREFILL_BFLOAT16, "prompt of 512, float16 weights, bfloat16 arithmetic", 1.1, "OpenVINO F16"),
     Row(PREFILL_8192, "prompt of 8192, float16 weights", 1.3, "transformers float32"),
     Row(DECODE_8, "decode, 8 rows, float16 weights", 1.0, "llama.cpp F16", form=".1f"),
     Row(DECODE_8, "", 1.0, "CTranslate2 float32", form=".1f"),

@@ -2,6 +2,7 @@
 
     hatch run bench:prefill                                                             512 tokens, float16
     hatch run bench:prefill --prompt_tokens 8192 --peers "transformers float32"
+    hatch run bench:prefill --compute_dtype bfloat16 --peers "OpenVINO F16"             both round to bfloat16
 
 Prints every round's tokens/s, the medians with the median of the paired ratios, and last one JSON object.
 """
@@ -13,7 +14,8 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], weights="fp16")
     parser.add_argument("--prompt_tokens", type=int, default=512)
     flags = parser.parse_args()
-    work = f"prefill, 135 M, weights {flags.weights}, batch {flags.batch}, {flags.prompt_tokens} tokens: tokens/s"
+    ours = f"weights {flags.weights}, {flags.compute_dtype} arithmetic"
+    work = f"prefill, 135 M, {ours}, batch {flags.batch}, {flags.prompt_tokens} tokens: tokens/s"
     contest(flags, work, "prefill", ["--prompt_tokens", str(flags.prompt_tokens), "--new_tokens", "1"])
 
 

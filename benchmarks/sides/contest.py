@@ -50,6 +50,9 @@ def arguments(description: str, weights: str, rounds: int = 7) -> argparse.Argum
     """What all these benchmarks can be told."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--weights", choices=["fp32", "fp16", "int8"], default=weights, help="ours")
+    parser.add_argument(
+        "--compute_dtype", choices=["float32", "bfloat16"], default="float32", help="ours: of the products of prompts"
+    )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -157,7 +160,8 @@ def commands(flags: argparse.Namespace, models: Path, sizes: list[str]) -> tuple
     """The command of each side that is installed, ours first, and why the others are missing."""
     source = checkpoint(flags, models)
     torch = interpreter(flags, "bench-transformers")
-    programs = {"ours": [sys.executable, str(HERE / "decode_ours.py"), str(source), "--weights", flags.weights, *sizes]}
+    ours = [sys.executable, str(HERE / "decode_ours.py"), str(source), "--weights", flags.weights, *sizes]
+    programs = {"ours": [*ours, "--compute_dtype", flags.compute_dtype]}
     missing = {}
     for name in peers_for(flags):
         peer = PEERS[name]

@@ -28,6 +28,7 @@ def run(load: Callable[[argparse.Namespace], Generate], version: str) -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compute_dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--cold", action="store_true")
     flags = parser.parse_args()
     flags.positions = flags.prompt_tokens + flags.new_tokens

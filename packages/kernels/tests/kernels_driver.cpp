@@ -1,7 +1,8 @@
 // Exercises the operators under the sanitizers: `scripts/sanitize.sh` builds and runs it.
 //
 // No oracle is needed to find a race or a bad address. What is checked is that a prompt taken in at once leaves the
-// same outputs and caches as its tokens one by one, from two threads of the process at a time, and in a forked child.
+// same outputs and caches as its tokens one by one and, where the processor has products in bfloat16, about the same
+// outputs with them; from two threads of the process at a time, and in a forked child.
 // Every array is allocated with its exact size, so that a read beyond its end is seen.
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,9 +18,9 @@
 #include <vector>
 
 using Operator = int(int, void**, int*, int64_t**, const char**, void*, void*);
-extern "C" Operator codellama_cached_layers, codellama_cached_head;
+extern "C" Operator codellama_cached_layers, codellama_cached_layers_bfloat16, codellama_cached_head;
 extern "C" const char* codellama_isa();
-extern "C" int codellama_threads();
+extern "C" int codellama_threads(), codellama_bfloat16();
 
 namespace {
 
@@ -65,7 +66,7 @@ Array scales(const Array& matrix) {
   return array;
 }
 
-void call(Operator function, std::vector<Array> arrays) {
+void call(Operator* function, std::vector<Array> arrays) {
   std::vector<void*> data;
   std::vector<int> ndims;
   std::vector<int64_t*> shapes;
@@ -82,15 +83,18 @@ void call(Operator function, std::vector<Array> arrays) {
   }
 }
 
-void compare(const Array& a, int64_t begin, const Array& b, const char* what) {
+void compare(const Array& a, int64_t begin, const Array& b, float tolerance, const char* what) {
   for (int64_t i = 0; i < b.size(); ++i) {
-    if (!(std::fabs(a.floats()[begin + i] - b.floats()[i]) < 1e-3f)) {
+    if (!(std::fabs(a.floats()[begin + i] - b.floats()[i]) < tolerance)) {
       std::fprintf(stderr, "%s differ at %lld: %g and %g\n", what, static_cast<long long>(i), a.floats()[begin + i],
                    b.floats()[i]);
       std::exit(1);
     }
   }
 }
+
+constexpr float kTolerance = 1e-3f;
+constexpr float kRoundedTolerance = 0.1f;  // outputs reach several units; operands of 8 significant bits
 
 struct Case {
   int64_t heads, kv_heads, width, hidden, ffn, length, start;
@@ -113,7 +117,8 @@ void check(const Case& c) {
                                       random(generator, {c.ffn, c.hidden}, c.weight)};
   Array eps({1}, "float32");
   eps.floats()[0] = 1e-5f;
-  const auto run = [&](const Array& tokens, int64_t first, const Array& keys, const Array& values) {
+  const auto run = [&](const Array& tokens, int64_t first, const Array& keys, const Array& values,
+                       Operator* function = codellama_cached_layers) {
     Array positions({1, tokens.shape[0]}, "int32"), out(tokens.shape, "float32");
     for (int64_t i = 0; i < tokens.shape[0]; ++i) positions.ints()[i] = static_cast<int32_t>(c.start + first + i);
     std::vector<Array> arguments = {tokens, positions, cosine, sine, eps};
@@ -124,7 +129,7 @@ void check(const Case& c) {
       if (std::string(weight.type) == "int8") arguments.push_back(scales(weight));
     }
     arguments.push_back(out);
-    call(codellama_cached_layers, arguments);
+    call(function, arguments);
     return out;
   };
   const auto caches = [&] { return Array({c.kv_heads * cached, c.width}, c.cache); };
@@ -133,9 +138,13 @@ void check(const Case& c) {
   for (int64_t token = 0; token < c.length; ++token) {
     Array one({1, c.hidden}, "float32");
     for (int64_t i = 0; i < c.hidden; ++i) one.floats()[i] = x.floats()[token * c.hidden + i];
-    compare(whole, token * c.hidden, run(one, token, keys_by_one, values_by_one), "outputs");
+    compare(whole, token * c.hidden, run(one, token, keys_by_one, values_by_one), kTolerance, "outputs");
   }
-  if (std::string(c.cache) == "float32") compare(keys, 0, keys_by_one, "keys");
+  if (std::string(c.cache) == "float32") compare(keys, 0, keys_by_one, kTolerance, "keys");
+  if (codellama_bfloat16()) {
+    const Array rounded = run(x, 0, caches(), caches(), codellama_cached_layers_bfloat16);
+    compare(rounded, 0, whole, kRoundedTolerance, "outputs in bfloat16");
+  }
 
   const int64_t vocabulary = 1003;
   Array last({2}, "int32"), greedy({2}, "int32"), logits({2, vocabulary}, "float32");

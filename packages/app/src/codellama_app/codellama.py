@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 from codellama_ckpt.configuration import CONFIG
 from codellama_model import Generator, LlamaConfig, LlamaForCausalLM, Sampling, Token, sequence_logits
+from codellama_model.ops import Operations, select
 from codellama_model.quantization import WEIGHT_DTYPES, WeightDtype
 from codellama_tokenizer import CodeLlamaTokenizer, IncrementalDecoder
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from codellama_app.command import UserError, start_mindspore
 from codellama_app.pretrained import open_pretrained
 from codellama_app.ranks import Ranks, join
 from codellama_app.split_network import WholeLogits, split_network
+from codellama_app.split_plan import check_shared_compute
 from codellama_app.weights import network_from
 
 
@@ -54,6 +56,7 @@ class CodeLlama:
         fallback_config: LlamaConfig | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         weight_dtype: WeightDtype = "fp32",
+        compute_dtype: str = "float32",
         device_num: int = 1,
     ) -> CodeLlama:
         """Loads a checkpoint of any kind, tensor by tensor. Puts MindSpore into graph mode.
@@ -68,12 +71,16 @@ class CodeLlama:
             tokenizer: a SentencePiece model; by default `tokenizer.model` of the directory or of its run.
             weight_dtype: how the matrices are kept, whatever the checkpoint stores: "fp32", "fp16", or "int8" with a
                 scale for each 64 neighbours. All are computed with in float32.
+            compute_dtype: of the products of prompts. "bfloat16" rounds their operands to bfloat16, which is faster, on
+                a processor that has such products; generated tokens and `logits` are computed in float32 either way.
             device_num: processes that share the network. This one must be a rank of a job of so many (`msrun`), in
-                which all ranks make the same calls; a rank reads its part of the checkpoint only. Not with "int8".
+                which all ranks make the same calls; a rank reads its part of the checkpoint only. Not with "int8",
+                nor with "bfloat16".
 
         Raises:
             ValueError: another `weight_dtype`.
-            UserError: adapters, which must be merged first; no rank of such a job; int8 with `device_num`.
+            UserError: adapters, which must be merged first; no rank of such a job; int8 or bfloat16 with
+                `device_num`; a compute_dtype that is not served here.
             CheckpointError: no checkpoint, a damaged one, or tensors that do not fit.
             ConfigError: the sizes are not given, not those of a Llama network, or can not be shared by `device_num`.
             TokenizerError: a tokenizer that can not be read, or with more pieces than the network has rows.
@@ -82,12 +89,13 @@ class CodeLlama:
             raise ValueError(f"weight_dtype must be one of {', '.join(WEIGHT_DTYPES)}, found {weight_dtype!r}")
         ranks = Ranks()
         if device_num > 1:
+            check_shared_compute(compute_dtype)
             ranks = join()
             ranks.require(device_num, f"device_num {device_num} needs so many processes, started with msrun")
         found = open_pretrained(path, fallback_config, tokenizer)
         start_mindspore()
         if device_num == 1:
-            network = network_from(found.config, found.checkpoint, weight_dtype)
+            network = network_from(found.config, found.checkpoint, weight_dtype, prediction_operations(compute_dtype))
             return cls(network, found.tokenizer, found.stop_ids)
         network = split_network(found.config, found.checkpoint, ranks, weight_dtype)
         whole_logits = WholeLogits(network, found.config, ranks.size)
@@ -186,6 +194,18 @@ class CodeLlama:
             return any(string in text for string in stop)
 
         return should_stop
+
+
+def prediction_operations(compute_dtype: str) -> Operations:
+    """The device's operations with the products of prompts in that format.
+
+    Raises:
+        UserError: the device has no such products.
+    """
+    try:
+        return select(compute_dtype=compute_dtype)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def config_metadata(config: LlamaConfig) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""In which number format the matrix products run: what was asked for where the device has it, float32 elsewhere.
+"""The number format of training's matrix products: what was asked for where the device has it, float32 elsewhere.
 
 MindSpore's CPU backend has no bfloat16 products, and its float16 ones are slower than float32 (13 to 18 GFLOP/s where
-float32 reaches 147 on the same two cores).
+float32 reaches 147 on the same two cores). Prompts have products of their own: `codellama_model.ops.select`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resolve_compute_dtype(asked: str, device: str) -> tuple[str, str]:
         return asked, f"compute: {asked} on {device}"
     return (
         "float32",
-        f"compute: float32 on {device}, which has no fast {asked} products (compute_dtype {asked} was asked)",
+        f"compute: float32 on {device}, which does not train in {asked} (compute_dtype {asked} was asked)",
     )
 
 

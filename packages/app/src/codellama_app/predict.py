@@ -22,7 +22,7 @@ from codellama_app.command import Parser, UserError, run
 from codellama_app.config import RunConfig, config_names, load_config
 from codellama_app.pretrained import open_pretrained
 from codellama_app.ranks import local_job, start
-from codellama_app.split_plan import check_split
+from codellama_app.split_plan import check_shared_compute, check_split
 
 if TYPE_CHECKING:
     from codellama_model import Token
@@ -83,6 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
     device_num = flags.device_num or (config.parallel_config.model_parallel if config.run_mode == "predict" else 1)
     if device_num > 1 and not launched():
         check_split(found.config, device_num, flags.weight_dtype)
+        check_shared_compute(flags.compute_dtype)
         log_dir = Path(flags.log_dir or Path(config.output_dir) / "log")
         start(local_job(device_num, log_dir), "codellama_app.predict", arguments)
 
@@ -93,6 +94,7 @@ def _main(arguments: Sequence[str]) -> None:
         tokenizer=flags.tokenizer,
         fallback_config=config.llama(),
         weight_dtype=flags.weight_dtype,
+        compute_dtype=flags.compute_dtype,
         device_num=device_num,
     )
     unescape = _unescaped if flags.escape else str
@@ -126,6 +128,13 @@ def _parser() -> Parser:
         choices=WEIGHT_DTYPES,
         default="fp32",
         help="how weights are kept in memory: fp16 takes half of fp32, int8 a quarter (default fp32)",
+    )
+    parser.add_argument(
+        "--compute_dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the products of prompts: bfloat16 is faster and less exact, where the processor has it"
+        " (default float32)",
     )
     parser.add_argument(
         "--device_num",

@@ -23,6 +23,16 @@ def check_split(config: LlamaConfig, ranks: int, weight_dtype: WeightDtype) -> N
     split_plan(config, ranks)
 
 
+def check_shared_compute(compute_dtype: str) -> None:
+    """Refuses what processes that share a network do not compute in.
+
+    Raises:
+        UserError: anything but float32.
+    """
+    if compute_dtype != "float32":
+        raise UserError(f"compute_dtype {compute_dtype} runs in one process: give float32, or device_num 1")
+
+
 def split_plan(config: LlamaConfig, ranks: int) -> Plan:
     """Which part of which matrix each rank has.
 

@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from codellama_ckpt import Checkpoint, LazyTensor
 from codellama_model import LlamaConfig, LlamaForCausalLM, WeightDtype, quantize, set_weight
+from codellama_model.ops import Operations
 from codellama_model.quantization import GROUP
 from mindspore.nn.utils import no_init_parameters
 from numpy.typing import NDArray
@@ -32,8 +33,13 @@ class Part(NamedTuple):
     slices: tuple[slice, ...]
 
 
-def network_from(config: LlamaConfig, checkpoint: Checkpoint, weight_dtype: WeightDtype = "fp32") -> LlamaForCausalLM:
-    """A network of these sizes with the checkpoint's weights.
+def network_from(
+    config: LlamaConfig,
+    checkpoint: Checkpoint,
+    weight_dtype: WeightDtype = "fp32",
+    operations: Operations | None = None,
+) -> LlamaForCausalLM:
+    """A network of these sizes with the checkpoint's weights, of `operations` or what the device has.
 
     Matrices are kept as `weight_dtype` says and converted while they are read, norms in float32. At no time is more
     there than what is kept so far and `_CHUNK_BYTES`, or one matrix in its kept type where that is larger.
@@ -44,7 +50,7 @@ def network_from(config: LlamaConfig, checkpoint: Checkpoint, weight_dtype: Weig
     shapes = config.parameter_shapes()
     checkpoint.check(shapes, tied=config.tie_word_embeddings)
     with no_init_parameters():
-        network = LlamaForCausalLM(config)
+        network = LlamaForCausalLM(config, operations)
     parts = [Part(name, name, tuple(slice(0, side) for side in shape)) for name, shape in shapes.items()]
     fill(network, parts, checkpoint, weight_dtype)
     return network

@@ -3,14 +3,15 @@
 A network is built with one entry (`Operations`) and calls nothing else that a device could do its own way. `composed`
 runs on every backend and is what the other entries are held against; `ascend` calls MindSpore's fused operators; `cpu`
 holds what an installed package offers under the entry point `codellama_model.operations` (codellama-kernels does), over
-`composed` for the rest. This package imports no such package: without one, `cpu` is `composed`.
+`composed` for the rest, and is called with the compute_dtype of prompts. This package imports no such package: without
+one, `cpu` is `composed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -73,30 +74,44 @@ ASCEND = replace(
 )
 
 
-@lru_cache(maxsize=1)
-def _cpu() -> Operations:
+@lru_cache(maxsize=2)
+def _cpu(compute_dtype: str) -> Operations:
+    entries = entry_points(group=ENTRY_POINT, name="cpu")
+    if not entries:
+        return _float32_only(COMPOSED, compute_dtype)
     offered: dict[str, Any] = {}
-    for entry in entry_points(group=ENTRY_POINT, name="cpu"):
-        offered |= entry.load()()
+    for entry in entries:
+        offered |= entry.load()(compute_dtype)
     return replace(COMPOSED, **offered)
 
 
-TABLE: dict[str, Callable[[], Operations]] = {
-    "ascend": lambda: ASCEND,
+def _float32_only(operations: Operations, compute_dtype: str) -> Operations:
+    if compute_dtype != "float32":
+        raise ValueError(f"compute_dtype {compute_dtype} is not served for prompts here; choose float32")
+    return operations
+
+
+TABLE: dict[str, Callable[[str], Operations]] = {
+    "ascend": partial(_float32_only, ASCEND),
     "cpu": _cpu,
-    "composed": lambda: COMPOSED,
+    "composed": partial(_float32_only, COMPOSED),
 }
 
 
-def select(name: str | None = None) -> Operations:
+def select(name: str | None = None, compute_dtype: str = "float32") -> Operations:
     """The entry of that name, or the one for the device MindSpore runs on.
 
+    Args:
+        name: of the entry.
+        compute_dtype: to what `cached_layers` may round the operands of a prompt's products: "float32", or "bfloat16"
+            where an installed package and the processor have such products. All else is float32 either way.
+
     Raises:
-        ValueError: no such entry.
+        ValueError: no such entry, or a compute_dtype that it does not serve here.
     """
     if name is None:
         target = ms.get_context("device_target")
         name = target.lower() if target.lower() in TABLE else "composed"
     if name not in TABLE:
         raise ValueError(f"no operations named {name!r}; known: {', '.join(TABLE)}")
-    return TABLE[name]()
+    return TABLE[name](compute_dtype)
