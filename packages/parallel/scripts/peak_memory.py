@@ -4,8 +4,8 @@ Trains two steps under each strategy and prints the largest rank's peak of resid
 the network was built, beside the plan's figure. What MindSpore keeps of compiled graphs is not in the plan, and much
 the same for all; so it is the fall from one strategy to another that is held against the plan's.
 
-ZeRO-1 is shown and not held: its state is what the plan says (every parity case checks that, to the byte), but the CPU's
-emulated reduce-scatter and all-gather keep several copies of a bucket, more than two copies of the data save.
+ZeRO-1 is shown and not held: its state is what the plan says (every parity case checks that, to the byte), but the
+CPU's emulated reduce-scatter and all-gather keep several copies of a bucket, more than two copies of the data save.
 """
 
 from __future__ import annotations
