@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from codellama_model.config import ConfigError
-from codellama_parallel.launch import Launch, _kept, threads_per_rank
+from codellama_parallel.launch import Launch, _Follower, _kept, threads_per_rank
 
 # A rank that needs no MindSpore: msrun starts it all the same, as it does its scheduler.
 RANK = """
@@ -95,6 +95,17 @@ def test_what_mindspore_notes_is_cut_off_behind_a_progress_bar():
     assert _kept(f"3/9 steps |███ |\r{note}\n") == "3/9 steps |███ |\r"
     assert _kept(f"{note}\n") == ""
     assert _kept("a [WARNING] of ours\n") == "a [WARNING] of ours\n"
+
+
+def test_a_note_that_comes_in_two_parts_is_cut_off_whole(tmp_path, capsys):
+    log = tmp_path / "rank_0.log"
+    follower = _Follower(log)
+    with log.open("w") as file:
+        for part in ("1/9 steps\r[WARNING] DISTRIBUTED(402,7fcc) [mindspore/x.cc:1] a no", "te\nours\n"):
+            file.write(part)
+            file.flush()
+            follower.show()
+    assert capsys.readouterr().out == "1/9 steps\rours\n"
 
 
 @pytest.mark.parametrize(("how", "words"), [("fail", "ended with exit code 3"), ("die", "was killed by signal 9")])

@@ -260,6 +260,7 @@ class _Follower:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: IO[str] | None = None
+        self.in_note = False  # what was read last ended within a note of MindSpore's
 
     def show(self) -> None:
         """Shows what is new."""
@@ -268,7 +269,10 @@ class _Follower:
                 return
             self.file = self.path.open(encoding="utf-8", errors="replace", newline="")
         new = self.file.read()
-        kept = "".join(_kept(line) for line in new.splitlines(keepends=True))
+        kept = ""
+        for line in new.splitlines(keepends=True):
+            kept += "" if self.in_note else _kept(line)
+            self.in_note = (self.in_note or _NOISE.search(line) is not None) and not line.endswith("\n")
         if kept:
             sys.stdout.write(kept)
             sys.stdout.flush()
