@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kMostLines = 4096;  // of a packed block: bounds the scratch, and packing again costs a thousandth
 constexpr int64_t kTasks = 12;        // a member, at least, where the tiles allow: keeps the last one's wait short
+constexpr int64_t kOwnDepth = 96;     // of a member's own blocks: a sliver of each side and a tile stay in the first cache
 constexpr int64_t kSliversEach = 4;   // of one side for each member, at least, to share the work by them
 constexpr int64_t kMostGroups = 31;    // of A's slivers, each with a phase for packing and one for multiplying
 constexpr int kPackB = kMostGroups, kMultiply = kPackB + 1;
@@ -63,16 +64,34 @@ struct Side {
   }
 };
 
+// Both sides of a block.
+struct Sides {
+  Sides(const GemmKernels& kernels, const Gemm& g, const Block& block)
+      : a(side(kernels.pack_a, g.a, block.row, block.rows, kernels.rows, kernels, block)),
+        b(side(kernels.pack_b, g.b, block.column, block.columns, kernels.columns, kernels, block)) {}
+
+  Side a, b;
+
+ private:
+  template <class Packing>
+  static Side side(Packing packing, const Operand& operand, int64_t first, int64_t lines, int64_t width,
+                   const GemmKernels& kernels, const Block& block) {
+    const int64_t bytes = width * round_up(block.depth, kernels.depth_multiple) * kernels.element_bytes;
+    return {packing, operand, first, lines, width, bytes, block.k, block.depth};
+  }
+};
+
 // Tiles of the result from slivers i of A and j of B.
 struct Tiles {
   const GemmKernels& kernels;
   const Gemm& g;
   const Side &a, &b;
+  bool add;
 
   void operator()(int64_t i, const char* a_sliver, int64_t j, const char* b_sliver) const {
     float* c = g.c + (a.first + i * a.width) * g.stride + b.first + j * b.width;
     kernels.tile(round_up(a.depth, kernels.depth_multiple), a_sliver, b_sliver, c, g.stride, a.width_of(i),
-                 b.width_of(j), g.add || a.k > 0);
+                 b.width_of(j), add);
   }
 };
 
@@ -137,12 +156,8 @@ void run_groups(Pool& pool, const GemmKernels& kernels, const Side& a, const Sid
 // Packs both sides of a block and multiplies them, as one job.
 void multiply(Pool& pool, const GemmKernels& kernels, const Gemm& g, const Block& block, char* a_packed,
               char* b_packed) {
-  const int64_t depth_bytes = round_up(block.depth, kernels.depth_multiple) * kernels.element_bytes;
-  const Side a{kernels.pack_a, g.a, block.row, block.rows, kernels.rows, kernels.rows * depth_bytes, block.k,
-               block.depth};
-  const Side b{kernels.pack_b, g.b, block.column, block.columns, kernels.columns, kernels.columns * depth_bytes,
-               block.k, block.depth};
-  const Tiles tiles{kernels, g, a, b};
+  const auto [a, b] = Sides(kernels, g, block);
+  const Tiles tiles{kernels, g, a, b, g.add || block.k > 0};
   const int64_t stays = private_cache() / 8 * 5, least = kSliversEach * pool.size();
   if (a.packed_bytes() <= b.packed_bytes() && a.packed_bytes() <= stays && b.slivers() >= least) {
     run_past(pool, kernels, a, b, a_packed, b_packed, tiles);
@@ -152,6 +167,68 @@ void multiply(Pool& pool, const GemmKernels& kernels, const Gemm& g, const Block
   } else {
     run_groups(pool, kernels, a, b, a_packed, b_packed, tiles);
   }
+}
+
+// How the depth of a product is shared out where every member sums a part of it: what each needs of the scratch.
+struct Depths {
+  Depths(const GemmKernels& k, int64_t rows, int64_t columns, int64_t depth, int64_t members)
+      : part(round_up(divide_up(depth, members), k.depth_multiple)),
+        a_bytes(round_up(rows, k.rows) * kOwnDepth * k.element_bytes),
+        b_bytes(round_up(columns, k.columns) * kOwnDepth * k.element_bytes),
+        sums(round_up(rows * columns, 16)) {}
+
+  // Whether a member's copies stay in its own cache, and are used often enough.
+  static bool suit(const GemmKernels& k, int64_t rows, int64_t columns, int64_t depth, int64_t members) {
+    return members > 1 && rows * columns * int64_t{sizeof(float)} <= private_cache() / 2 &&
+           depth >= 2 * members * kOwnDepth && rows >= kSliversEach * k.rows && columns >= kSliversEach * k.columns;
+  }
+  int64_t floats() const { return round_up((a_bytes + b_bytes) / 4, 16) + sums; }
+
+  int64_t part, a_bytes, b_bytes, sums;
+};
+
+// Sums a part of the depth, from copies of both sides that no other member touches.
+void sum_part(const GemmKernels& kernels, const Gemm& g, int64_t begin, int64_t end, char* a_packed, char* b_packed) {
+  for (int64_t k = begin; k < end; k += kOwnDepth) {
+    const auto [a, b] = Sides(kernels, g, {0, g.rows, 0, g.columns, k, std::min(kOwnDepth, end - k)});
+    const Tiles tiles{kernels, g, a, b, g.add || k > begin};
+    for (int64_t i = 0; i < a.slivers(); ++i) a.pack(i, a_packed + i * a.bytes);
+    for (int64_t j = 0; j < b.slivers(); ++j) b.pack(j, b_packed + j * b.bytes);
+    kernels.enter();
+    for (int64_t j = 0; j < b.slivers(); ++j) {
+      for (int64_t i = 0; i < a.slivers(); ++i) tiles(i, a_packed + i * a.bytes, j, b_packed + j * b.bytes);
+    }
+    kernels.leave();
+  }
+}
+
+// One part of the depth for each member, the first into the result, the others beside it; then their sum.
+void run_depths(Pool& pool, const GemmKernels& kernels, const Gemm& g, float* scratch) {
+  const Depths depths(kernels, g.rows, g.columns, g.depth, pool.size());
+  const int64_t parts = divide_up(g.depth, depths.part);
+  pool.run([&](Member& member) {
+    member.share(0, parts, 1, [&](int64_t part, int64_t) {
+      float* sums = scratch + part * depths.floats();
+      char* a_packed = reinterpret_cast<char*>(sums + depths.sums);
+      Gemm own = g;
+      if (part > 0) {
+        own.c = sums;
+        own.stride = g.columns;
+        own.add = false;
+      }
+      const int64_t begin = part * depths.part;
+      sum_part(kernels, own, begin, std::min(g.depth, begin + depths.part), a_packed, a_packed + depths.a_bytes);
+    });
+    member.barrier();
+    member.share(1, g.rows, kSliversEach, [&](int64_t from, int64_t to) {
+      for (int64_t part = 1; part < parts; ++part) {
+        const float* sums = scratch + part * depths.floats();
+        for (int64_t row = from; row < to; ++row) {
+          for (int64_t i = 0; i < g.columns; ++i) g.c[row * g.stride + i] += sums[row * g.columns + i];
+        }
+      }
+    });
+  });
 }
 
 }  // namespace
@@ -176,6 +253,19 @@ void gemm(Pool& pool, const Gemm& g, float* scratch, const GemmKernels& kernels)
       }
     }
   }
+}
+
+int64_t gemm_of_gradients_scratch(int64_t rows, int64_t columns, int64_t depth) {
+  const GemmKernels& kernels = gemm_kernels();
+  const int64_t members = Pool::instance().size();
+  if (!Depths::suit(kernels, rows, columns, depth, members)) return gemm_scratch(rows, columns, depth);
+  return members * Depths(kernels, rows, columns, depth, members).floats() + 16;
+}
+
+void gemm_of_gradients(Pool& pool, const Gemm& g, float* scratch) {
+  const GemmKernels& kernels = gemm_kernels();
+  if (!Depths::suit(kernels, g.rows, g.columns, g.depth, pool.size())) return gemm(pool, g, scratch);
+  run_depths(pool, kernels, g, scratch);
 }
 
 }  // namespace codellama

@@ -57,6 +57,11 @@ int64_t gemm_scratch(int64_t rows, int64_t columns, int64_t depth);
 // The caller holds the pool's mutex. `scratch` is 64-byte aligned.
 void gemm(Pool& pool, const Gemm& product, float* scratch, const GemmKernels& kernels = gemm_kernels());
 
+// The same for small results of long depths, whose depth the members share out: the order of sums then follows from the
+// number of threads, too. For products of training only, whose rows need not come out the same in any company.
+int64_t gemm_of_gradients_scratch(int64_t rows, int64_t columns, int64_t depth);
+void gemm_of_gradients(Pool& pool, const Gemm& product, float* scratch);
+
 // ---- what an instruction set provides ------------------------------------------------------------------------------
 
 struct GemmKernels {

@@ -86,33 +86,6 @@ inline __m512 load(const int8_t* from, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from)));
 }
 
-// Two neighbouring vectors of one line.
-template <int Parts, class Source>
-inline Pair<Parts> along(const Operand& from, int64_t line, int64_t k, int64_t deep) {
-  const Source* source = from.at<Source>(line, k);
-  __m512 low = load(source, first_lanes(deep)), high = load(source + 16, first_lanes(deep - 16));
-  if constexpr (sizeof(Source) == 1) {  // a step of the depth lies within one group
-    const __m512 scale = _mm512_set1_ps(_cvtsh_ss(from.scale(line, k).bits));
-    low = _mm512_mul_ps(low, scale);
-    high = _mm512_mul_ps(high, scale);
-  }
-  if constexpr (Parts == 1) {
-    Pair<1> pair;
-    pair.words[0] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    return pair;
-  }
-  return split<Parts>(low, high);
-}
-
-// The same 16 lines at two depths.
-template <int Parts, class Source>
-inline Pair<Parts> across(const Operand& from, int64_t line, __mmask16 lines, int64_t k, int64_t i, int64_t deep) {
-  const int64_t first = Parts == 1 ? 2 * i : i, second = Parts == 1 ? 2 * i + 1 : i + 16;
-  const Source* source = from.at<Source>(line, k);
-  return split<Parts>(load(source + first * from.stride, first < deep ? lines : 0),
-                      load(source + second * from.stride, second < deep ? lines : 0));
-}
-
 // rows[i][j] becomes rows[j][i].
 inline void transpose(__m512i (&r)[16]) {
   __m512i t[16];
@@ -144,33 +117,61 @@ inline void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Packs a sliver. A tile of A has a line a row and pairs of the depth along it; a tile of B has a pair a row and the
-// lines along it: for one kind of source the words come in that order, for the other they are turned around.
+inline void transpose(__m512 (&r)[16]) {
+  __m512i words[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) words[i] = _mm512_castps_si512(r[i]);
+  transpose(words);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(words[i]);
+}
+
+// 16 lines of 16 elements of the depth, as rows of what is contiguous in memory; what is missing of them is zero.
+template <bool Whole, class Source>
+inline void load_square(const Operand& from, int64_t line, int64_t lines, int64_t k, int64_t deep, __m512 (&rows)[16]) {
+  const Source* source = from.at<Source>(line, k);
+  const int64_t count = from.depth_contiguous ? lines : deep;
+  const __mmask16 mask = Whole ? 0xffff : first_lanes(from.depth_contiguous ? deep : lines);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) {
+    rows[i] = Whole || i < count ? load(source + i * from.stride, mask) : _mm512_setzero_ps();
+    if constexpr (sizeof(Source) == 1) {  // of whole lines; a step of the depth lies within one group
+      if (Whole || i < count) rows[i] = _mm512_mul_ps(rows[i], _mm512_set1_ps(_cvtsh_ss(from.scale(line + i, k).bits)));
+    }
+  }
+}
+
+// Packs 16 lines by a step of the depth, of every part. A tile of A has a line a row and pairs of the depth along it; a tile
+// of B has a pair a row and the lines along it: one kind of source comes in that order, the other is turned around.
+template <bool Whole, bool LineARow, int Parts, class Source>
+inline void pack_half(const Operand& from, int64_t line, int64_t lines, int64_t k, int64_t deep, uint32_t* to) {
+  const bool turn = from.depth_contiguous != LineARow;
+  __m512 low[16], high[16];
+  load_square<Whole, Source>(from, line, lines, k, deep, low);
+  if (turn) transpose(low);
+  load_square<Whole, Source>(from, line, lines, k + 16, deep - 16, high);
+  if (turn) transpose(high);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    const Pair<Parts> pair = split<Parts>(low[i], high[i]);
+#pragma GCC unroll 3
+    for (int part = 0; part < Parts; ++part) {
+      _mm512_store_si512(to + part * 2 * kTileWords + i * 16, pair.words[part]);
+    }
+  }
+}
+
 template <bool LineARow, int Parts, class Source>
 void pack_typed(const Operand& from, int64_t line, int64_t count, int64_t k, int64_t depth, uint32_t* to) {
   for (int64_t step = 0; step < depth; step += kStep, to += step_words(Parts)) {
     const int64_t deep = depth - step;
     for (int64_t half = 0; half < 2; ++half) {
-      const int64_t first = half * 16;
-      __m512i words[Parts][16];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < 16; ++i) {
-        Pair<Parts> pair{};
-        if (!from.depth_contiguous) {
-          pair = across<Parts, Source>(from, line + first, first_lanes(count - first), k + step, i, deep);
-        } else if (first + i < count) {
-          pair = along<Parts, Source>(from, line + first + i, k + step, deep);
-        }
-#pragma GCC unroll 3
-        for (int part = 0; part < Parts; ++part) words[part][i] = pair.words[part];
-      }
-#pragma GCC unroll 3
-      for (int part = 0; part < Parts; ++part) {
-        if (from.depth_contiguous != LineARow) transpose(words[part]);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < 16; ++i) {
-          _mm512_store_si512(to + (part * 2 + half) * kTileWords + i * 16, words[part][i]);
-        }
+      const int64_t first = half * 16, lines = count - first;
+      uint32_t* tile = to + half * kTileWords;
+      if (lines >= 16 && deep >= kStep) {
+        pack_half<true, LineARow, Parts, Source>(from, line + first, 16, k + step, kStep, tile);
+      } else {
+        pack_half<false, LineARow, Parts, Source>(from, line + first, lines, k + step, deep, tile);
       }
     }
   }

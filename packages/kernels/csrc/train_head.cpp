@@ -41,7 +41,7 @@ struct Head {
     const int64_t chunk = divide_up(count, divide_up(count, most));
     const int64_t stride = divide_up(vocabulary, 16) * 16 + 16, rows = divide_up(chunk * hidden, 16) * 16;
     int64_t products = gemm_scratch(chunk, vocabulary, hidden);
-    if (dx) products = std::max(products, gemm_scratch(chunk, hidden, vocabulary));
+    if (dx) products = std::max(products, gemm_of_gradients_scratch(chunk, hidden, vocabulary));
     if (d_weight) products = std::max(products, gemm_scratch(vocabulary, hidden, chunk));
     float* logits = pool.scratch(chunk * stride + 2 * rows + products);
     float* gathered = logits + chunk * stride;
@@ -56,8 +56,10 @@ struct Head {
         member.share(0, here, 1, [&](int64_t i, int64_t) { each(chosen[first + i], logits + i * stride); });
       });
       if (dx) {
-        gemm(pool, {here, hidden, vocabulary, {logits, stride, true}, {weight, hidden, false}, gradients, hidden, false},
-             scratch);
+        gemm_of_gradients(pool,
+                          {here, hidden, vocabulary, {logits, stride, true}, {weight, hidden, false}, gradients, hidden,
+                           false},
+                          scratch);
         for (int64_t i = 0; i < here; ++i) copy(gradients + i * hidden, dx + chosen[first + i] * hidden);
       }
       if (d_weight) {

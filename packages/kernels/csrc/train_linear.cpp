@@ -18,6 +18,12 @@ void multiply(const Gemm& product) {
   gemm(pool, product, pool.scratch(gemm_scratch(product.rows, product.columns, product.depth)));
 }
 
+void multiply_gradients(const Gemm& g) {
+  Pool& pool = Pool::instance();
+  const std::lock_guard<std::mutex> lock(pool.mutex());
+  gemm_of_gradients(pool, g, pool.scratch(gemm_of_gradients_scratch(g.rows, g.columns, g.depth)));
+}
+
 }  // namespace
 }  // namespace codellama
 
@@ -51,7 +57,7 @@ CODELLAMA_OPERATOR(codellama_linear_dw) {
   const bool plausible = a.count() == 3 && is_matrix(a, 0, tokens, outputs) && is_matrix(a, 1, tokens, inputs) &&
                          is_matrix(a, 2, outputs, inputs);
   return serve(plausible, [&] {
-    multiply({outputs, inputs, tokens, {a.data<float>(0), outputs, false}, {a.data<float>(1), inputs, false},
-              a.data<float>(2), inputs, false});
+    multiply_gradients({outputs, inputs, tokens, {a.data<float>(0), outputs, false}, {a.data<float>(1), inputs, false},
+                        a.data<float>(2), inputs, false});
   });
 }

@@ -8,7 +8,7 @@ import kernels_train_call as kernels
 import kernels_train_oracle as oracle
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernels_call import call
 from test_kernels_train_products import check_slope, normal
@@ -34,6 +34,7 @@ def problem(seed: int, tokens: int, hidden: int, vocabulary: int):
     z_loss=st.sampled_from([0.0, Z_LOSS]),
     seed=st.integers(0, 2**32 - 1),
 )
+@example(tokens=140, hidden=130, vocabulary=1300, z_loss=0.0, seed=1)  # dx: the team shares out the vocabulary
 def test_any_shape(tokens, hidden, vocabulary, z_loss, seed) -> None:
     generator, x, weight, labels = problem(seed, tokens, hidden, vocabulary)
 

@@ -58,7 +58,7 @@ def test_linear_and_its_gradients(tokens: int, inputs: int, outputs: int, seed: 
 
 @pytest.mark.parametrize(
     ("tokens", "inputs", "outputs"),
-    [(1, 4300, 1), (2, 3, 4300), (4300, 2, 3), (513, 600, 700), (40, 700, 4200), (1100, 50, 600)],
+    [(1, 4300, 1), (2, 3, 4300), (4300, 2, 3), (513, 600, 700), (40, 700, 4200), (1100, 50, 600), (1700, 130, 200)],
 )
 def test_products_of_several_blocks(tokens: int, inputs: int, outputs: int) -> None:
     test_linear_and_its_gradients.hypothesis.inner_test(tokens, inputs, outputs, 0)
