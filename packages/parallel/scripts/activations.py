@@ -19,9 +19,14 @@ from codellama_parallel import Mesh, ParallelConfig, Plan
 from codellama_parallel.memory import Work, memory
 from codellama_parallel.strategy import RECOMPUTE, Recompute
 
-TOLERANCE = 0.15  # what is promised of the estimate; the pool's rounding is below 0.04 of the sizes here
+TOLERANCE = 0.15  # what is promised of the estimate; the pool's rounding is below 0.08 of the sizes here
 SEQUENCE = 256
 OPERATIONS = ("composed", "cpu")  # the second is codellama-kernels where that is installed
+SIZES: dict[Recompute, tuple[tuple[int, int], ...]] = {  # (layers, rows)
+    "none": ((4, 8), (8, 8)),
+    "selective": ((4, 2),),
+    "full": ((4, 8), (12, 8)),
+}
 _PEAK = re.compile(r"DumpDynamicMemPoolStateInfo\].*?peak used mem:(\d+)M")
 
 
@@ -97,7 +102,7 @@ def main() -> None:
     worst = 0.0
     for operations in OPERATIONS:
         for recompute in RECOMPUTE:
-            for layers, rows in ((4, 8), (8, 8)):
+            for layers, rows in SIZES[recompute]:
                 ours = predicted(case(recompute, layers), rows, fused(operations))
                 theirs = measured(recompute, layers, rows, operations)
                 worst = max(worst, abs(ours / theirs - 1))

@@ -78,6 +78,7 @@ def cases() -> list[Case]:
             found.append(case("generate", {"vocab_emb_dp": True}, generate=True))
         if "data_parallel" in strategy:
             found.append(case("zero", ZERO))
+            found.append(case("zero_kernels", ZERO, operations="cpu"))  # whose update the graph does not see
             found.append(case("one_bucket", {"gradient_aggregation_group": 1}))
         if "data_parallel" in strategy and "model_parallel" in strategy:
             found.append(case("sequence_zero", SEQUENCE | ZERO))

@@ -152,10 +152,8 @@ def check_memory(step: ParallelStep, plan: Plan, mesh: Mesh) -> None:
     held = {
         "parameters": step.parameters,
         "gradients": [*step.sums, step.totals],
-        "optimizer": [*update.optimizer.first, *update.optimizer.second, update.optimizer.step],
+        "optimizer": [*update.optimizer.first, *update.optimizer.second, update.optimizer.step, *update.windows],
     }
-    masters = [one for one in update.optimizer.parameters if one.name.startswith("master.")]
-    held["optimizer"] = [*held["optimizer"], *masters]
     expected = memory(plan, mesh.coordinate, Work(1, SEQUENCE))
     for what, parameters in held.items():
         found = sum(parameter.nbytes for parameter in parameters)

@@ -202,6 +202,25 @@ def test_34b_on_its_cards_strategies_fits_its_devices():
     assert not search(config, one, work, on, 16, on.memory // 8)
 
 
+def test_sharding_the_optimizer_saves_moments_and_needs_windows_for_a_bucket():
+    from codellama_parallel.memory import Work, memory
+
+    def one(**keys):
+        strategy = ParallelConfig(data_parallel=2, gradient_aggregation_group=1, **keys)
+        return memory(Plan(CONFIG, strategy), Mesh(strategy).coordinate, Work(1, 16))
+
+    plain, shard = one(), one(optimizer_shard=True)
+    numbers = CONFIG.num_parameters()
+    assert plain.optimizer == 2 * 4 * numbers + 4
+    # half of the moments, and, everything being in one bucket, room for half of all parameters
+    assert shard.optimizer == plain.optimizer // 2 + 2 + 4 * numbers // 2
+    # twelve runs of parameters: the layers after the first use the windows of those before
+    strategy = ParallelConfig(data_parallel=2, gradient_aggregation_group=12, optimizer_shard=True)
+    many = memory(Plan(CONFIG, strategy), Mesh(strategy).coordinate, Work(1, 16))
+    assert plain.optimizer // 2 < many.optimizer < shard.optimizer
+    assert plain.total == plain.parameters + plain.gradients + plain.optimizer + max(plain.activations, plain.buffers)
+
+
 def test_generation_needs_weights_and_a_cache_and_no_training_state():
     from codellama_parallel.devices import device
     from codellama_parallel.memory import Work, memory

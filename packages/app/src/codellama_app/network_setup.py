@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codellama_ckpt import open_checkpoint
 from codellama_model import IGNORE_INDEX, AdamW, CausalLMLoss, LlamaForCausalLM
-from codellama_parallel import Mesh, ParallelStep, Plan
+from codellama_parallel import Mesh, ParallelStep, Plan, StepResult
 from codellama_parallel.parallelize import initialize, load, parallelize
 from mindspore.nn.utils import no_init_parameters
 
@@ -46,7 +46,7 @@ def build_network(config: RunConfig, mesh: Mesh, resumed: bool, compute_dtype: s
     compute_in(network, compute_dtype)
     parallelize(network, mesh, plan)
     if config.load_checkpoint is not None and (lora.rank is not None or not resumed):
-        checkpoint = open_checkpoint(weights_path(Path(config.load_checkpoint)))
+        checkpoint = open_checkpoint(weights_path(Path(config.load_checkpoint)), verify=True)
         checkpoint.check(llama.parameter_shapes(), tied=llama.tie_word_embeddings)
         load(network, mesh, plan, lambda name, slices: checkpoint.read(name, slices, dtype="float32"))
     elif not resumed:
@@ -118,10 +118,28 @@ def _part(config: RunConfig, network: LlamaForCausalLM, mesh: Mesh, _: bool) -> 
         return split(batch, mesh.strategy.data_parallel)[mesh.coordinate.data]
 
     return Trainee(
-        lambda rate, scale, batch: step(rate, scale, own(batch)),
-        TrainingState(step.state(), step.restored),
+        _RankStep(step, own),
+        TrainingState(step.state()),
         lambda rows: held_out_loss(lambda batch: step.evaluate(own(batch)), config.step_rows, rows, config),
     )
+
+
+class _RankStep:
+    """The step of a rank on its rows of each batch, a `WaitingStep`."""
+
+    def __init__(self, step: ParallelStep, own: Callable[[Batch], Batch]) -> None:
+        self._step, self._own = step, own
+
+    @property
+    def before_update(self) -> Callable[[], object]:
+        return self._step.before_update
+
+    @before_update.setter
+    def before_update(self, call: Callable[[], object]) -> None:
+        self._step.before_update = call
+
+    def __call__(self, learning_rate: float, loss_scale: float, batch: Batch) -> StepResult:
+        return self._step(learning_rate, loss_scale, self._own(batch))
 
 
 def training_loss(network: LlamaForCausalLM, z_loss: float) -> CausalLMLoss:

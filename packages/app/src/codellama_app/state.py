@@ -7,7 +7,7 @@ the data's order follows from the seed and the number of steps, so that no state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from codellama_ckpt import Checkpoint, CheckpointError, GlobalSlice, LazyTensor, training_name
 from codellama_model import AdamW
@@ -38,12 +38,10 @@ class TrainingState:
 
     Args:
         arrays: of them all ranks together have every part, and each part one owner.
-        restored: to be called when the arrays were set from outside.
     """
 
-    def __init__(self, arrays: Sequence[StateTensor], restored: Callable[[], object] | None = None) -> None:
+    def __init__(self, arrays: Sequence[StateTensor]) -> None:
         self.arrays = {_stored_name(one): one for one in arrays}
-        self._restored = restored
 
     def tree(self) -> dict[str, LazyTensor]:
         """What this process saves, looked at only when it is written. `load` gives the memory that training changes."""
@@ -80,8 +78,6 @@ class TrainingState:
                 )
             part = tuple(slice(*side) for side in one.box)
             one.parameter.set_data(Tensor(checkpoint.read(name, part, dtype="float32")))
-        if self._restored is not None:
-            self._restored()
 
 
 def _stored_name(one: StateTensor) -> str:

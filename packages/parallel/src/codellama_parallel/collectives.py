@@ -83,8 +83,8 @@ class AllReduce(nn.Cell):
         flat = ops.reshape(x, (-1,))
         sums: tuple[Tensor, ...] = (self.sum(flat[:_PIECE]),)
         for start in range(_PIECE, x.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            sums += (self.sum(ops.depend(piece, sums[-1])),)  # in the same order on all ranks
+            # in the same order on all ranks, and no piece is cut before its turn
+            sums += (self.sum(ops.depend(flat, sums[-1])[start : start + _PIECE]),)
         return ops.reshape(ops.concat(sums), x.shape)
 
 
@@ -250,12 +250,11 @@ class Exchange(nn.Cell):
 
 def between_zeros(x: Tensor, before: int, after: int) -> Tensor:
     """x [T, ...] with `before` and `after` times as many rows of zeros around it."""
-    parts: tuple[Tensor, ...] = (x,)
-    if before:
-        parts = (ops.zeros((before * x.shape[0], *x.shape[1:]), x.dtype), *parts)
-    if after:
-        parts = (*parts, ops.zeros((after * x.shape[0], *x.shape[1:]), x.dtype))
-    return ops.concat(parts, 0)
+    rows = x.shape[0]
+    sides: tuple[tuple[int, int], ...] = ((before * rows, after * rows),)
+    for _ in x.shape[1:]:
+        sides += ((0, 0),)
+    return ops.Pad(sides)(x)  # concatenated zeros would be constants of the graph
 
 
 def _labelled(operator: ops.Primitive, logical: str, members: Group) -> ops.Primitive:

@@ -11,6 +11,7 @@ H hidden, S sequence, Q query numbers, K key/value numbers, F feed-forward numbe
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from codellama_parallel.buckets import gradient_buckets
@@ -55,8 +56,10 @@ class Work:
 class Memory:
     """Bytes of one rank.
 
-    `buffers` are what collectives and the border of a pipeline stage need at most at one time, `cache` the keys and
-    values of generation.
+    `activations` are those of the fullest moment of a backward pass, with the states that wait at the border of a
+    pipeline stage; `buffers` what the largest bucket of gradients or parameters needs on its way. These two are never
+    there at the same time: the buckets go when all micro-batches are through. `cache` holds the keys and values of
+    generation.
     """
 
     parameters: int
@@ -68,8 +71,9 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers + self.cache
+        """The most that is there at one time."""
+        kept = self.parameters + self.gradients + self.optimizer + self.cache
+        return kept + max(self.activations, self.buffers)
 
 
 def memory(plan: Plan, where: Coordinate, work: Work) -> Memory:
@@ -85,23 +89,39 @@ def memory(plan: Plan, where: Coordinate, work: Work) -> Memory:
             cache=_cache(plan, where, work),
         )
     owned = {name: size // plan.optimizer_parts(name) for name, size in whole.items()}
-    masters = [owned[name] for name in whole if plan.optimizer_parts(name) > 1]  # the rows that a copy updates
     return Memory(
         parameters=sum(whole.values()) * work.parameter_bytes,
         gradients=sum(whole.values()) * FLOAT32 + _TOTALS_BYTES,
-        optimizer=(2 * sum(owned.values()) + sum(masters)) * FLOAT32 + _STEP_BYTES,
-        activations=activations(plan, where, work),
-        buffers=_buffers(plan, where, work, whole),
+        optimizer=(2 * sum(owned.values()) + _windows(plan, where)) * FLOAT32 + _STEP_BYTES,
+        activations=activations(plan, where, work) + _border_states(plan, where, work),
+        buffers=_buffers(plan, where, whole),
     )
 
 
-def _buffers(plan: Plan, where: Coordinate, work: Work, whole: dict[str, int]) -> int:
+def _windows(plan: Plan, where: Coordinate) -> int:
+    """Numbers of the windows in which ZeRO-1 updates the rows of a bucket: buckets share those of one shape."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for bucket in gradient_buckets(plan, where):
+        if bucket.operation == "reduce_scatter":
+            boxes = (plan.optimizer_box(name, where) for name in bucket.names)
+            shapes |= Counter(tuple(end - begin for begin, end in box) for box in boxes if box is not None)
+    return sum(math.prod(shape) * count for shape, count in shapes.items())
+
+
+def _border_states(plan: Plan, where: Coordinate, work: Work) -> int:
     strategy = plan.strategy
     border = work.tokens // strategy.sequence_parts * plan.config.hidden_size * work.activation_bytes
     states = 0 if where.pipeline == 0 else in_flight(where.pipeline, strategy.pipeline_stage, strategy.micro_batch_num)
+    return border * states
+
+
+def _buffers(plan: Plan, where: Coordinate, whole: dict[str, int]) -> int:
+    """Of the largest bucket, which is laid out once and whose sum arrives beside it.
+
+    On CPU, reduce-scatter and all-gather are sums of the whole bucket, and need the same; elsewhere they need less.
+    """
     buckets = [sum(whole[name] for name in bucket.names) for bucket in gradient_buckets(plan, where)]
-    # a bucket is laid out once and its sum arrives beside it
-    return border * states + 2 * FLOAT32 * max(buckets, default=0)
+    return 2 * FLOAT32 * max(buckets, default=0)
 
 
 def _cache(plan: Plan, where: Coordinate, work: Work) -> int:

@@ -54,6 +54,7 @@ def estimate_lines(plan: Plan, work: Work, device: Device, device_memory: int) -
         lines.append(f"  stage {stage:<6}" + "".join(f"{_gib(one, name):>13.2f}" for name in columns) + f"   {fits}")
     if not work.training:
         return lines
+    lines.append("activations and buffers are never there together: the total counts the larger of the two")
     lines += ["", "GiB per rank and step, by collective and group"]
     for stage in range(strategy.pipeline_stage):
         traffic = predicted(plan, Coordinate(stage, 0, 0), work)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -83,6 +83,10 @@ class ParallelStep:
         beta1, beta2, eps, weight_decay: AdamW's, as `codellama_model.AdamW` has them.
         max_grad_norm: the gradients' joint 2-norm is clipped to it.
         z_loss: weight of the z-loss, as in `codellama_model.composed.LinearCrossEntropy`.
+
+    Attributes:
+        before_update: called in each step when only the update is left to do; until it returns, the tensors of `state`
+            are as they were.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class ParallelStep:
             max_grad_norm=max_grad_norm,
         )
         self.stage: Stage | None = None  # made when the first batch tells the size of a micro-batch
+        self.before_update: Callable[[], object] = lambda: None
 
     def __call__(self, learning_rate: float, loss_scale: float, batch: Batch) -> StepResult:
         """Trains on the rows of this rank's data coordinate, with the loss multiplied by `loss_scale`.
@@ -133,11 +138,10 @@ class ParallelStep:
         self.mesh.strategy.check_batch(rows, length - 1)
         micro_batches = self.mesh.strategy.micro_batch_num
         stage = self.stage or self.prepare(rows, length - 1)
-        scale = Tensor(loss_scale, ms.float32)
-        stage.run([_inputs(batch, index, micro_batches) for index in range(micro_batches)], scale)
-        total, tokens, norm = (
-            float(value.asnumpy()) for value in self.update(Tensor(learning_rate, ms.float32), scale)
-        )
+        inputs = [_inputs(batch, index, micro_batches) for index in range(micro_batches)]
+        stage.run(inputs, Tensor(loss_scale, ms.float32))
+        self.before_update()
+        total, tokens, norm = self.update(learning_rate, loss_scale)
         return StepResult(total / max(tokens, 1.0), norm, int(tokens))
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
@@ -150,7 +154,8 @@ class ParallelStep:
         stage = self.stage or self.prepare(rows, length - 1)
         totals = stage.evaluate([_inputs(batch, index, micro_batches) for index in range(micro_batches)])
         if self.mesh.size > 1:
-            totals = self.update.world(Tensor(totals * np.float32(self.update.counts))).asnumpy()
+            whole = self.update.totals
+            totals = whole.world(Tensor(totals * np.float32(whole.counts))).asnumpy()
         return float(totals[0]), int(totals[1])
 
     def prepare(self, rows: int, seq_length: int) -> Stage:
@@ -176,10 +181,6 @@ class ParallelStep:
             found.append(StateTensor("exp_avg_sq", name, shape, owned, second, held))
         found.append(StateTensor("adam_step", "", (), (), optimizer.step, self.mesh.rank == 0))
         return found
-
-    def restored(self) -> None:
-        """To be called after the tensors of `state` were set: what is copied from the parameters is copied again."""
-        self.update.copy_masters()
 
     def _lowest_holder(self, name: str) -> bool:
         """Whether this is the first stage and the first model rank that hold this slice."""
