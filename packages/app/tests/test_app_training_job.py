@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,49 +26,73 @@ keep_last: 1
 """
 
 
-def run(folder: Path, rows: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(folder: Path, rows: Path, output_dir: str, *flags: object) -> subprocess.Popen[str]:
+    """`codellama-train` on these rows; what it prints goes through pipes."""
     (folder / "c.yaml").write_text(CONFIG)
-    command = [
-        "-m",
-        "codellama_app.train",
-        "--config",
-        "c.yaml",
-        "--train_dataset_dir",
-        rows,
-        "--eval_dataset_dir",
-        rows,
-    ]
-    return subprocess.run(
-        [sys.executable, *map(str, [*command, *flags])],
+    words = ["-m", "codellama_app.train", "--config", "c.yaml", "--output_dir", output_dir]
+    words += [f"--{kind}_dataset_dir={rows}" for kind in ("train", "eval")]
+    return subprocess.Popen(
+        [sys.executable, *words, *map(str, flags)],
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-        check=False,
     )
 
 
-def test_a_job_trains_as_one_process_and_goes_on_as_one(train_rows, tmp_path):
-    """Three steps on two ranks, three more on one; a rank of two holds parts of matrices and of the batch's tokens."""
-    calm = run(tmp_path, train_rows, "--output_dir", "calm")
-    assert calm.returncode == 0, calm.stderr
-    job = ("--worker_num", 2, "--parallel_config.model_parallel", 2, "--parallel_config.use_seq_parallel", "True")
-    first = run(tmp_path, train_rows, "--output_dir", "run", "--max_steps", 3, *job)
-    assert first.returncode == 0, first.stderr
-    assert "processes: 2, data 1 x model 2 x pipeline 1" in first.stdout
-    assert first.stdout.count("trained on 144 tokens") == 1
+def output(process: subprocess.Popen[str]) -> str:
+    """What a run that ends well prints."""
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_a_job_of_two_launches_trains_as_one_process_and_goes_on_as_one(train_rows, tmp_path, port):
+    """Three steps on two ranks, each of a launch of its own as on two machines, and three more in one process.
+
+    A rank of two holds parts of matrices and of the batch's tokens.
+    """
+    calm = start(tmp_path, train_rows, "calm")
+    job = ("--worker_num", 2, "--local_worker_num", 1, "--master_port", port, "--max_steps", 3)
+    strategy = ("--parallel_config.model_parallel", 2, "--parallel_config.use_seq_parallel", "True")
+    nodes = [start(tmp_path, train_rows, "run", *job, "--node_rank", node, *strategy) for node in range(2)]
+    first, second = map(output, nodes)
+    assert "processes: 2, data 1 x model 2 x pipeline 1" in first
+    assert first.count("trained on 144 tokens") == 1 and "trained on" not in second  # rank 0's progress alone
     directory = tmp_path / "run"
     assert {path.name for path in (directory / "log").glob("rank_*")} == {"rank_0.log", "rank_1.log"}
     (checkpoint,) = (directory / "checkpoints").iterdir()
     assert checkpoint.name == "step_000003"
     assert len(list(checkpoint.glob("*.safetensors"))) == 2
 
-    second = run(tmp_path, train_rows, "--output_dir", "run", "--resume_training", "True", "--resume_anyway", "True")
-    assert second.returncode == 0, second.stderr
+    output(calm)
+    output(start(tmp_path, train_rows, "run", "--resume_training", "True", "--resume_anyway", "True"))
     expected, found = read_metrics(tmp_path / "calm"), read_metrics(directory)
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
     for key in ("loss", "grad_norm"):
         assert [row[key] for row in found] == pytest.approx([row[key] for row in expected], rel=LOSS_TOLERANCE)
+
+
+def test_a_rank_hands_the_users_mistake_to_its_launcher(tmp_path, monkeypatch, capsys):
+    from codellama_app.command import UserError, run
+
+    def body(_: object) -> None:
+        raise UserError("no such file;\ngive another")
+
+    for name, value in {"MS_ROLE": "MS_WORKER", "RANK_ID": "3", "CODELLAMA_ERRORS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run("codellama-train", body, [])
+    assert ended.value.code == 1 and capsys.readouterr().err == ""
+    assert (tmp_path / "rank_3.error").read_text() == "codellama-train: no such file; give another\n"
 
 
 @pytest.mark.parametrize(

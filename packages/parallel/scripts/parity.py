@@ -20,18 +20,25 @@ from parity_job import Case, train
 # the measure is its largest number: AdamW divides by the gradient's own size, and where that is near 0 it magnifies
 # rounding.
 TOLERANCE = 1e-5
+# A job takes minutes, on a busy machine too. A rank that waits for ever must not keep `all.py` from the other jobs.
+JOB_SECONDS = 1200.0
 _JOB = Path(__file__).parent / "parity_job.py"
 # A process of its own, whose working directory takes the graphs; a rank that dies ends the job.
 _LAUNCH = """
 import sys
 from pathlib import Path
 from codellama_parallel.launch import Launch, launch
-sys.exit(launch(Launch(int(sys.argv[1]), master_port=int(sys.argv[2]), log_dir=Path("log")), sys.argv[3:]))
+job = Launch(int(sys.argv[1]), master_port=int(sys.argv[2]), log_dir=Path("log"))
+sys.exit(launch(job, sys.argv[4:], time_limit=float(sys.argv[3])))
 """
 
 
-def run(cases: Sequence[Case], processes: int, folder: Path, port: int) -> None:
-    """Runs the cases one after the other in one job of so many processes."""
+def run(cases: Sequence[Case], processes: int, folder: Path, port: int, time_limit: float = JOB_SECONDS) -> None:
+    """Runs the cases one after the other in one job of so many processes.
+
+    Raises:
+        AssertionError: the job failed, or did not end within so many seconds; with what it said.
+    """
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -41,7 +48,7 @@ def run(cases: Sequence[Case], processes: int, folder: Path, port: int) -> None:
         "MS_DEV_SAVE_GRAPHS": "1",  # so that each rank counts what it sends,
         "MS_DEV_DUMP_IR_PASSES": "graph_build",  # of the last stage of compilation only
     }
-    command = [sys.executable, "-c", _LAUNCH, processes, port, _JOB, folder / "cases.json", folder]
+    command = [sys.executable, "-c", _LAUNCH, processes, port, time_limit, _JOB, folder / "cases.json", folder]
     job = subprocess.run(
         [str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -11,16 +11,23 @@ from pathlib import Path
 import psutil
 import pytest
 from codellama_model.config import ConfigError
-from codellama_parallel.launch import Launch, _Follower, _kept, threads_per_rank
+from codellama_parallel.launch import Launch, _Follower, _kept, log_only, tell_launcher, threads_per_rank
 
 # A rank that needs no MindSpore: msrun starts it all the same, as it does its scheduler.
 RANK = """
 import os, sys, time
 if os.environ["MS_ROLE"] != "MS_WORKER":
-    time.sleep(600 if "fail" in sys.argv or "die" in sys.argv else 0)
+    time.sleep(600 if {"fail", "die", "mistake", "hang"} & set(sys.argv) else 0)
     sys.exit(0)
 rank = os.environ["RANK_ID"]
 print(f"rank {rank} of {os.environ['MS_WORKER_NUM']}, {os.environ['OMP_NUM_THREADS']} threads", flush=True)
+if "hang" in sys.argv:
+    time.sleep(600)
+if "mistake" in sys.argv:
+    from codellama_parallel.launch import tell_launcher
+    print("working", flush=True)
+    assert tell_launcher(f"program: no such file (rank {rank})")
+    sys.exit(1)
 if "fail" in sys.argv or "die" in sys.argv:
     if rank == "1":
         time.sleep(1.5)
@@ -35,7 +42,7 @@ import sys
 from pathlib import Path
 from codellama_parallel.launch import Launch, launch
 job = Launch(2, master_port=int(sys.argv[1]), log_dir=Path(sys.argv[2]))
-sys.exit(launch(job, [sys.argv[3], *sys.argv[4:]]))
+sys.exit(launch(job, [sys.argv[3], *sys.argv[4:]], time_limit=5 if "hang" in sys.argv else None))
 """
 LAUNCH_NODE = """
 import sys
@@ -94,6 +101,7 @@ def test_what_mindspore_notes_is_cut_off_behind_a_progress_bar():
     note = "[WARNING] DISTRIBUTED(402,7fcc,python):2026-11-25 [mindspore/ccsrc/x.cc:1] Start] a note"
     assert _kept(f"3/9 steps |███ |\r{note}\n") == "3/9 steps |███ |\r"
     assert _kept(f"{note}\n") == ""
+    assert _kept(log_only("of ours, for the log")) == ""
     assert _kept("a [WARNING] of ours\n") == "a [WARNING] of ours\n"
 
 
@@ -116,6 +124,35 @@ def test_a_rank_that_fails_stops_the_job_and_is_named(tmp_path, port, how, words
     assert f"rank 1 {words}" in job.stderr and "something went wrong here" in job.stderr
     assert time.monotonic() - begin < PATIENCE
     assert not left_behind(tmp_path)
+
+
+def test_a_mistake_of_the_users_that_ranks_find_is_one_line(tmp_path, port):
+    """Both ranks find it, and neither is called a rank that failed."""
+    job = start(tmp_path, port, "mistake")
+    assert job.returncode == 1
+    assert job.stderr in {f"program: no such file (rank {rank})\n" for rank in range(2)}
+    assert "no such file" not in job.stdout
+    assert not left_behind(tmp_path)
+    assert start(tmp_path, port).stderr == ""  # what an earlier job left is not this one's
+
+
+def test_outside_of_a_job_nobody_is_told():
+    assert not tell_launcher("program: no such file")
+
+
+def test_a_job_that_hangs_ends_with_its_time_limit(tmp_path, port):
+    job = start(tmp_path, port, "hang")
+    assert job.returncode == 1
+    assert "the job did not end within 5 s; it was stopped" in job.stderr and "rank 0 of 2" in job.stderr
+    assert not left_behind(tmp_path)
+
+
+def test_another_mindspore_is_answered_with_what_to_do(monkeypatch):
+    from codellama_parallel import msrun_without_scheduler
+
+    monkeypatch.setattr(msrun_without_scheduler, "_DECIDES", "_is_here")
+    with pytest.raises(SystemExit, match=r"starts its scheduler otherwise than 2\.10\.0.*install mindspore==2\.10\.0"):
+        msrun_without_scheduler.main()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import NoReturn
 from codellama_ckpt import CheckpointError
 from codellama_data import DataError
 from codellama_model.config import ConfigError
+from codellama_parallel.launch import tell_launcher
 from codellama_tokenizer import TokenizerError
 
 INTERRUPTED = 130  # the shell's exit code of a program that Ctrl-C ended
@@ -51,7 +52,9 @@ def run(program: str, body: Callable[[Sequence[str]], None], arguments: Sequence
 
 
 def _fail(program: str, message: str, code: int) -> NoReturn:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{program}: {' '.join(message.split())}"
+    if not tell_launcher(line):  # of a rank, whoever has started it shows the line
+        print(line, file=sys.stderr)
     sys.exit(code)
 
 

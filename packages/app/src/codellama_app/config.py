@@ -167,7 +167,9 @@ class RunConfig:
         max_steps, epochs: optimizer steps, passes over the data; the run ends with whichever ends first.
         gradient_accumulation_steps: micro-batches whose gradients add up to one step; times
             `parallel_config.micro_batch_num`, which means the same.
-        compute_dtype: of matrix products, where the device has it; else float32, which the run says at its start.
+        compute_dtype: of training's matrix products, where the device has it; else float32, which the run says at its
+            start. `codellama-plan` counts a network's bytes in it. Prediction takes `codellama-predict --compute_dtype`
+            and `--weight_dtype`.
         recompute: drop what a layer computes and compute it again in the backward pass: less memory, more time. The
             same as `parallel_config.recompute: full`.
         z_loss: weight of the squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311, section 5).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from codellama_model.quantization import WEIGHT_DTYPES
 from codellama_model.sampling import Sampling
-from codellama_parallel.launch import launched
+from codellama_parallel.launch import launched, log_only
 from codellama_tokenizer import CodeLlamaTokenizer
 
 from codellama_app.command import Parser, UserError, run
@@ -295,10 +295,9 @@ def _tell(
     if len(arrivals) > 2:  # the first step compiles the prompt's graph, the second the decoding graph
         (since, before), (until, after) = arrivals[1], arrivals[-1]
         speed = f", {(after - before) / (until - since):.1f} tokens/s"
-    # A rank has one log for both streams, of which the console shows all but lines like MindSpore's own notes: there,
-    # too, nothing but text is to be on stdout.
-    mark = "[INFO] " if launched() else ""
-    print(f"{mark}{count} tokens{speed}; the first one after {arrivals[0][0] - begin:.1f} s", file=sys.stderr)
+    # a rank has one log for both streams, which the console shows on stdout: there, too, nothing but text is to be
+    said = f"{count} tokens{speed}; the first one after {arrivals[0][0] - begin:.1f} s"
+    print(log_only(said) if launched() else said, file=sys.stderr)
 
 
 def _show(text: str) -> None:
