@@ -1,6 +1,6 @@
 """Kills a training with SIGKILL at random moments, resumes it each time, and compares with a run that nobody killed.
 
-    python packages/app/scripts/torture.py [--kills 20] [--seed 0]
+    python packages/app/scripts/torture.py [--kills 20] [--seed 0] [--micro_batches 1]
 
 Losses, rates and norms of every step and all bytes of the last checkpoint (weights, moments, step count) must be the
 same; `metrics.jsonl` must have every step once. A third of the moments lie within a save, a few within the start of the
@@ -25,7 +25,7 @@ output_dir: {folder}/unused
 model: {{vocab_size: 400, hidden_size: 32, num_layers: 1, num_heads: 4, n_kv_heads: 2, intermediate_size: 64,
         max_position_embedding: 128}}
 dataset: {{corpus: {folder}/corpus, seq_length: 64, batch_size: 2, eval_rows: 8}}
-gradient_accumulation_steps: 2
+gradient_accumulation_steps: {micro_batches}
 optimizer: {{learning_rate: 3e-3, weight_decay: 0.1}}
 lr_schedule: {{warmup_steps: 20}}
 max_steps: {steps}
@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="SIGKILL at random moments: every resume must be exact.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--micro_batches", type=int, default=1, help="of a step: more than one make another graph")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="torture_") as name:
@@ -55,10 +56,17 @@ def main() -> None:
         for module in MODULES.split():
             source = Path(os.__file__).parent / f"{module}.py"
             (folder / "corpus" / source.name).write_bytes(source.read_bytes())
-        (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder, steps=steps))
+        (folder / "tiny.yaml").write_text(
+            CONFIG.format(folder=folder, steps=steps, micro_batches=arguments.micro_batches)
+        )
 
         calm = folder / "calm"
-        assert start(folder, calm).wait(PATIENCE) == 0, log_of(calm)
+        process, begin = start(folder, calm), time.monotonic()
+        while not changed(calm):
+            assert process.poll() is None, f"ended by itself: {log_of(calm)}"
+            time.sleep(0.002)
+        start_seconds = time.monotonic() - begin
+        assert process.wait(PATIENCE) == 0, log_of(calm)
         print(f"uninterrupted: {steps} steps", flush=True)
 
         tortured, cut_saves = folder / "tortured", 0
@@ -66,7 +74,7 @@ def main() -> None:
             moment = ("save", "steps", "start")[0 if kill % 3 == 0 else 2 if kill % 7 == 4 else 1]
             process = start(folder, tortured)
             before = unfinished(tortured)
-            done = wait_for(moment, process, tortured, rng)
+            done = wait_for(moment, process, tortured, start_seconds, rng)
             process.send_signal(signal.SIGKILL)
             process.wait()
             cut = bool(unfinished(tortured) - before)
@@ -92,10 +100,10 @@ def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def wait_for(moment: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> str:
-    """Waits for a moment of this kind; returns what it was."""
+def wait_for(moment: str, process: subprocess.Popen[bytes], run: Path, start_seconds: float, rng: random.Random) -> str:
+    """Waits for a moment of this kind; returns what it was. The start lasts up to the first step."""
     if moment == "start":
-        seconds = rng.uniform(0.2, 6)
+        seconds = rng.uniform(0, start_seconds)
         time.sleep(seconds)
         return f"{seconds:.1f} s after the start"
     before, more = changed(run), rng.randint(1, 20)

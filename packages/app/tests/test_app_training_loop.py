@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from codellama_app.run_progress import Progress
 from codellama_data import DataError
 
 BATCH, STEPS = 4, 12
+PATIENCE = 60  # seconds; more means that it hangs
 EXACT = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "loss_scale", "skipped", "eval_loss")
 
 
@@ -210,6 +214,26 @@ def test_a_last_checkpoint_that_can_not_be_saved_is_an_error_that_names_the_last
         train(kit, train_rows, tmp_path / "run")
 
 
+def test_a_log_on_the_full_disk_does_not_end_the_run(kit, train_rows, tmp_path, monkeypatch):
+    """Standard error is /dev/full, where every write fails for want of room, also the one that says so."""
+    from codellama_app import saving
+
+    def full(tree, path, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Path("/dev/full").open("w", buffering=1) as log:
+        with pytest.raises(OSError, match="No space left"):
+            print("a line", file=log, flush=True)
+        monkeypatch.setattr(saving, "save_sharded", full)
+        monkeypatch.setattr(sys, "stderr", log)
+        with pytest.raises(UserError, match="last checkpoint was not saved"):
+            train(kit, train_rows, tmp_path / "run")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            log.close()
+    assert len(read_metrics(tmp_path / "run")) == STEPS
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_where(kit, train_rows, tmp_path, number):
     def signalled(rate, scale, batch, done=[]):  # noqa: B006
@@ -253,6 +277,48 @@ def test_the_checkpoint_holds_the_arrays_of_its_step_although_training_went_on(k
     for name, arrays in held.items():
         checkpoint = open_checkpoint(tmp_path / "run" / "checkpoints" / name)
         assert {key: checkpoint.read(key).tobytes() for key in arrays} == arrays
+
+
+def test_a_step_in_one_graph_computes_beside_a_save_and_updates_after_it(compiled, tmp_path, monkeypatch):
+    """The save begins to read only when everything but the update is done: had that not waited, it would be seen."""
+    from codellama_app import saving
+    from codellama_app.state import TrainingState, arrays_of
+    from codellama_app.training_step import TrainingStep
+    from codellama_ckpt import open_checkpoint
+    from codellama_model import AdamW, CausalLMLoss, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 23, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
+    network = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embedding=16))
+    optimizer = AdamW(network.trainable_params())
+    step, state = TrainingStep(CausalLMLoss(network), optimizer, 1.0), TrainingState(arrays_of(optimizer))
+    batch = {"input_ids": np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)}
+    step(0.1, 1.0, batch)  # compiles
+    before = {name: value.load().tobytes() for name, value in state.tree().items()}
+
+    saver, update_is_next, order = saving.BackgroundSaver(), threading.Event(), []
+    whole = saving.save_sharded
+
+    def late(tree, path, **options):
+        assert update_is_next.wait(PATIENCE)
+        order.append("reads")
+        whole(tree, path, **options)
+
+    def wait():
+        order.append("computed")
+        update_is_next.set()
+        saver.wait_until_read()
+        order.append("updates")
+
+    monkeypatch.setattr(saving, "save_sharded", late)
+    step.before_update = wait
+    saver.save(tmp_path / "checkpoints" / "step_000001", state.tree(), metadata={}, state={})
+    step(0.1, 1.0, batch)
+    saver.wait()
+    assert order == ["computed", "reads", "updates"]
+    checkpoint = open_checkpoint(tmp_path / "checkpoints" / "step_000001")
+    assert {name: checkpoint.read(name).tobytes() for name in before} == before
+    after = {name: value.load().tobytes() for name, value in state.tree().items()}
+    assert all(after[name] != before[name] for name in before)
 
 
 def test_metrics_are_json_even_where_a_number_is_not(tmp_path):

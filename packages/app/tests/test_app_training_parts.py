@@ -185,6 +185,21 @@ def test_a_checkpoint_of_weights_alone_is_not_resumed(tmp_path):
         find_checkpoint(tmp_path)
 
 
+def test_the_best_checkpoints_are_among_those_that_were_validated(tmp_path):
+    """Step 1 has no validation, step 4 only that of an earlier step: neither is kept for its loss."""
+    from codellama_app.retention import PROGRESS, prune_checkpoints
+    from codellama_app.run_progress import Progress
+    from codellama_ckpt import save_sharded, step_directory
+
+    for step, (loss, of) in {1: (None, 0), 2: (3.0, 2), 3: (2.0, 3), 4: (1.0, 2), 5: (4.0, 5)}.items():
+        state = {PROGRESS: Progress(step=step, eval_loss=loss, eval_step=of).to_json()}
+        save_sharded({"x": np.zeros(1, np.float32)}, step_directory(tmp_path, step), state=state)
+    assert prune_checkpoints(tmp_path, None, 2) == ()
+    removed = prune_checkpoints(tmp_path, keep_last=1, keep_best=1)
+    assert [path.name for path in removed] == ["step_000001", "step_000002", "step_000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000003", "step_000005"]
+
+
 def test_what_the_device_lacks_is_said():
     from codellama_app.precision import resolve_compute_dtype
 

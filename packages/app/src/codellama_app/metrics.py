@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from codellama_app.command import UserError
+from codellama_app.full_disk import NO_ROOM
 
 METRICS, LOSS_PICTURE, TENSORBOARD = "metrics.jsonl", "loss.png", "tensorboard"
 _SMOOTHING = 0.9  # weight of the past in the drawn average
@@ -63,7 +63,7 @@ class Metrics:
             while self._waiting:
                 self._waiting = self._waiting[os.write(self._file, self._waiting) :]
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno not in NO_ROOM:
                 raise
             if not self._warned:
                 print(

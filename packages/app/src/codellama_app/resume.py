@@ -64,7 +64,7 @@ def find_checkpoint(directory: Path) -> Found | None:
     newest = latest(directory / CHECKPOINTS)
     if newest is None:
         return None
-    checkpoint = open_checkpoint(newest)
+    checkpoint = open_checkpoint(newest, verify=True)
     progress = checkpoint.state.get(PROGRESS)
     if not isinstance(progress, dict):
         raise CheckpointError(f"{newest} holds weights only and can not be resumed from (use run_mode finetune)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,26 +13,31 @@ from codellama_app.run_progress import Progress
 PROGRESS = "progress"  # of a checkpoint's state
 
 
-def prune_checkpoints(directory: Path, keep_last: int | None, keep_best: int) -> list[Path]:
-    """Removes what is neither among the newest nor among the best; returns what was removed, oldest first."""
+def prune_checkpoints(directory: Path, keep_last: int | None, keep_best: int) -> tuple[Path, ...]:
+    """Removes what is neither among the newest nor among the best; returns what was removed, oldest first.
+
+    Checkpoints without a validation after their step are never among the best. Only while nothing is being saved.
+
+    Raises:
+        CheckpointError: one can not be read or removed.
+    """
     if keep_last is None:
-        return []
-    complete = sorted(path for path in directory.glob("step_*") if is_complete(path))
-    kept = set(complete[-keep_last:])
-    if keep_best:
-        losses = {path: _validation_loss(path) for path in complete}
-        kept.update(sorted(complete, key=lambda path: (losses[path], path))[:keep_best])
-    removed = [path for path in complete if path not in kept]
-    for path in removed:
-        hidden = directory / f".{path.name}.removed.tmp"  # a removal cut short leaves no half checkpoint in sight
-        path.rename(hidden)
-        shutil.rmtree(hidden)
-    return removed
+        return ()
+    return prune(directory, keep_last, keep=_best(directory, keep_best))
 
 
 def remove_leftovers(directory: Path) -> None:
     """Removes what killed saves left of theirs; only while nothing is being saved."""
     prune(directory, keep_last=sys.maxsize)
+
+
+def _best(directory: Path, count: int) -> list[Path]:
+    """The checkpoints with the lowest validation loss; of equal ones, the oldest."""
+    if not count:
+        return []
+    losses = {path: _validation_loss(path) for path in directory.glob("step_*") if is_complete(path)}
+    validated = [path for path, loss in losses.items() if math.isfinite(loss)]
+    return sorted(validated, key=lambda path: (losses[path], path))[:count]
 
 
 def _validation_loss(path: Path) -> float:

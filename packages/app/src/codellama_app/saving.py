@@ -1,9 +1,9 @@
-"""Checkpoints written beside the training: it waits while the bytes go to the system, not until they are on the disk.
+"""Checkpoints written beside the training, by a thread, without a copy of the model.
 
-A parameter changes in place with every step, so its bytes must be out before the next one; a copy of everything in
-memory would be a second model. Writing hands them to the operating system's page cache, tensor by tensor, at the speed
-of memory. What takes long (synchronising with the disk, renaming, removing old checkpoints) happens in a thread while
-training goes on. Where the cache has no room for it all, the system makes the writing wait for the disk.
+Arrays change in place, but only in the last moments of a step: its forward and backward pass just read them. So a save
+reads them beside the next step, whose update waits until all bytes are with the operating system (`wait_until_read`).
+What takes long (synchronising with the disk, renaming, removing old checkpoints) goes on beside the steps that follow.
+Where the system's page cache has no room for it all, the reading, and with it the update, waits for the disk.
 
 Of several processes each writes what it owns. Threads do not talk to other processes, so the checkpoint is put in its
 place by the first `wait` for which all have written: the loop calls it as soon as that is so.
@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 from codellama_ckpt import CheckpointError, GlobalSlice, LazyTensor, abandon, finalize, save_sharded
 from numpy.typing import NDArray
 
@@ -41,7 +42,7 @@ class BackgroundSaver:
     Attributes:
         last: the newest checkpoint that is whole on the disk.
         failure: why the newest attempt failed; None where it did not.
-        waited: seconds that training stood still for the newest save.
+        waited: seconds that training stood still for the newest save, so far.
     """
 
     def __init__(self, last: Path | None = None, ranks: Ranks | None = None) -> None:
@@ -52,6 +53,8 @@ class BackgroundSaver:
         self._job = self._ranks.token()  # tells the saves of this process from those of an earlier one that was killed
         self._saves = 0
         self._thread: threading.Thread | None = None
+        self._read = threading.Event()  # whether all arrays were read that are being saved
+        self._read.set()
         self._current: _Save | None = None
 
     def save(
@@ -64,11 +67,12 @@ class BackgroundSaver:
         slices: Mapping[str, GlobalSlice] | None = None,
         after: Callable[[], object] | None = None,
     ) -> None:
-        """Starts a save; on return, `tree` may change. A failure is reported on stderr and kept in `failure`.
+        """Starts a save. A failure is reported on stderr and kept in `failure`.
 
         Args:
             path: of the checkpoint; a checkpoint that is there stays.
-            tree: as the following ones, what `codellama_ckpt.save_sharded` takes: this process's part.
+            tree: as the following ones, what `codellama_ckpt.save_sharded` takes: this process's part. Its arrays are
+                asked for at once. Until `wait_until_read` has returned, they must not change; scalars may.
             metadata: text.
             state: as JSON takes it.
             slices: where this process holds parts.
@@ -82,14 +86,14 @@ class BackgroundSaver:
             return
         self._saves += 1
         current = self._current = _Save(path, f"{self._job}-{self._saves}", after)
-        handed_out = threading.Event()
-        counted = _counted(tree, handed_out)
+        self._read = read = threading.Event()
+        arrays = _reading(tree, read)
 
         def work() -> None:
             try:
                 path.parent.mkdir(exist_ok=True)
                 save_sharded(
-                    counted,
+                    arrays,
                     path,
                     metadata=metadata,
                     state=state if self._ranks.first else {},  # seconds differ
@@ -101,15 +105,20 @@ class BackgroundSaver:
             except (CheckpointError, OSError) as error:
                 current.fault = str(error)
             finally:
-                handed_out.set()
+                read.set()
             if self._ranks.size == 1:
                 self._conclude(current, [] if current.fault is None else [0])
 
         self._thread = threading.Thread(target=work, name="save checkpoint")
         self._thread.start()
-        if counted:
-            handed_out.wait()
         self.waited = time.perf_counter() - start
+
+    def wait_until_read(self) -> None:
+        """Returns when the arrays that are being saved may change; at once where none are. Any thread may call it."""
+        if not self._read.is_set():
+            start = time.perf_counter()
+            self._read.wait()
+            self.waited += time.perf_counter() - start
 
     @property
     def writing(self) -> bool:
@@ -141,32 +150,37 @@ class BackgroundSaver:
     def _conclude(self, current: _Save, faulty: list[int]) -> None:
         """Takes note of a save that has ended; `faulty` are the ranks that could not do their part."""
         if not faulty:
-            try:
-                self.last, self.failure = current.path, None
-                if current.after is not None and self._ranks.first:
+            self.last, self.failure = current.path, None
+            if current.after is not None and self._ranks.first:
+                try:
                     current.after()
-                return
-            except (CheckpointError, OSError) as error:
-                current.fault = str(error)
+                except (CheckpointError, OSError) as error:
+                    print(f"\nWARNING: old checkpoints stay: {error}", file=sys.stderr, flush=True)
+            return
         self.failure = current.fault or f"rank {faulty[0]} could not write its part; its log says why"
         kept = f"the last good checkpoint is {self.last}" if self.last else "there is no checkpoint yet"
         print(f"\nWARNING: checkpoint NOT SAVED: {self.failure}; training goes on, {kept}", file=sys.stderr, flush=True)
 
 
-def _counted(tree: Mapping[str, LazyTensor], all_out: threading.Event) -> dict[str, LazyTensor]:
-    """`tree`, which sets `all_out` with its last tensor; that one is a copy, as it is not written yet by then."""
+def _reading(tree: Mapping[str, LazyTensor], all_read: threading.Event) -> dict[str, LazyTensor]:
+    """`tree`, which sets `all_read` when its last array is asked for; that one, not written by then, is a copy."""
     left = len(tree)
 
-    def counting(value: LazyTensor) -> LazyTensor:
+    def reading(value: LazyTensor) -> LazyTensor:
+        # Now, and by the thread that trains: another one might have to wait for the graph that waits for it.
+        array = np.asarray(value.load())
+        if not array.ndim:
+            array = array.copy()  # the count of the updates: a graph may add to it before it has the gradients
+
         def load() -> NDArray[Any]:
             nonlocal left
             left -= 1
-            array = cast(NDArray[Any], value.load())
-            if not left:
-                array = array.copy()
-                all_out.set()
-            return array
+            if left:
+                return array
+            last = array.copy()
+            all_read.set()
+            return last
 
         return value._replace(load=load)
 
-    return {name: counting(value) for name, value in tree.items()}
+    return {name: reading(value) for name, value in tree.items()}

@@ -18,6 +18,7 @@ from codellama_parallel import StepResult
 
 from codellama_app.command import InterruptedRunError, UserError
 from codellama_app.config import RunConfig
+from codellama_app.full_disk import printing_goes_on
 from codellama_app.interrupts import Interrupts
 from codellama_app.loss_scale import SMALLEST
 from codellama_app.metrics import Metrics
@@ -31,7 +32,7 @@ from codellama_app.saving import BackgroundSaver
 from codellama_app.schedule import learning_rate
 from codellama_app.state import TrainingState
 from codellama_app.training_rows import Batch, TrainingRows
-from codellama_app.training_step import Step
+from codellama_app.training_step import Step, WaitingStep
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,18 @@ def train_steps(config: RunConfig, run: Run, progress: Progress, last_checkpoint
         DataError: a row is damaged; the state before it is saved.
     """
     saver = BackgroundSaver(last_checkpoint, run.ranks)
+    if waits_inside := isinstance(run.step, WaitingStep):
+        run.step.before_update = saver.wait_until_read
     compile_seconds, loss = 0.0, None
     saved_at, saved_step = time.monotonic(), progress.step
-    bar = ProgressBar(run.max_steps, progress.step, run.flops_per_token, run.peak_flops)
     with contextlib.ExitStack() as opened:
+        opened.enter_context(printing_goes_on())
         opened.callback(saver.join)
         interrupts = opened.enter_context(Interrupts())
         metrics = None
         if run.ranks.first:
             metrics = opened.enter_context(Metrics(run.directory, progress.step, config.tensorboard))
-        opened.enter_context(bar)
+        bar = opened.enter_context(ProgressBar(run.max_steps, progress.step, run.flops_per_token, run.peak_flops))
         while progress.step < run.max_steps:
             start = time.perf_counter()
             batch, fault = _next_batch(run.rows)
@@ -120,6 +123,8 @@ def train_steps(config: RunConfig, run: Run, progress: Progress, last_checkpoint
                 saved_at, saved_step = time.monotonic(), progress.step
             rate = learning_rate(progress.step + 1, run.max_steps, config.optimizer.learning_rate, config.lr_schedule)
             scale = progress.loss_scale.value
+            if not waits_inside:
+                saver.wait_until_read()
             result = run.step(rate, scale, batch)
             if not result.finite and not (progress.loss_scale.dynamic and scale > SMALLEST):
                 saver.wait()
