@@ -20,6 +20,7 @@ from codellama_app.config import DatasetConfig, OptimizerConfig, RunConfig
 from codellama_app.loss_scale import LossScale
 from codellama_app.metrics import read_metrics
 from codellama_app.run_progress import Progress
+from codellama_ckpt import CheckpointError
 from codellama_data import DataError
 
 BATCH, STEPS = 4, 12
@@ -127,6 +128,18 @@ def test_a_run_resumed_from_any_checkpoint_repeats_every_bit(kit, train_rows, tm
         )
         assert kit.arrays() == expected
         assert exact(directory) == exact(tmp_path / "calm")
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(kit, train_rows, tmp_path):
+    from codellama_app.resume import find_checkpoint
+
+    train(kit, train_rows, tmp_path / "run", max_steps=2)
+    (shard,) = (tmp_path / "run" / "checkpoints" / "step_000002").glob("*.safetensors")
+    damaged = bytearray(shard.read_bytes())
+    damaged[-40] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=shard.name):
+        kit.state.restore(find_checkpoint(tmp_path / "run").checkpoint)
 
 
 def test_an_overflow_changes_nothing_but_the_scale(kit, train_rows, tmp_path):
