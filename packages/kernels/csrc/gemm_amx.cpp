@@ -53,17 +53,20 @@ inline __m512i joined(__m512 low, __m512 high) {
                                    _mm512_set1_epi32(static_cast<int>(0xffff0000u)), 0xf8);
 }
 
-// The parts of both, `low` in the lower halves of the words.
+// Both rounded to bfloat16, neighbours in a word.
+inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+// The same, `low` in the lower halves of the words.
+inline __m512i rounded_in_pairs(__m512 low, __m512 high) {
+  alignas(64) static constexpr uint16_t kTurns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), rounded(low, high));
+}
+
+// The two or three parts of both, `low` in the lower halves of the words.
 template <int Parts>
 inline Pair<Parts> split(__m512 low, __m512 high) {
   Pair<Parts> pair;
-  if constexpr (Parts == 1) {
-    const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    alignas(64) static constexpr uint16_t kTurns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    pair.words[0] = _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), rounded);
-    return pair;
-  }
   const __m512 low0 = narrowed(low), high0 = narrowed(high);
   pair.words[0] = joined(low0, high0);
   low = _mm512_sub_ps(low, low0);
@@ -142,21 +145,39 @@ inline void load_square(const Operand& from, int64_t line, int64_t lines, int64_
 }
 
 // Packs 16 lines by a step of the depth, of every part. A tile of A has a line a row and pairs of the depth along it; a tile
-// of B has a pair a row and the lines along it: one kind of source comes in that order, the other is turned around.
+// of B has a pair a row and the lines along it: one kind of source comes in that order, the other is turned around. What is
+// turned is whatever is less: both squares of floats, or the words of a single part.
 template <bool Whole, bool LineARow, int Parts, class Source>
 inline void pack_half(const Operand& from, int64_t line, int64_t lines, int64_t k, int64_t deep, uint32_t* to) {
   const bool turn = from.depth_contiguous != LineARow;
   __m512 low[16], high[16];
   load_square<Whole, Source>(from, line, lines, k, deep, low);
-  if (turn) transpose(low);
+  if (Parts > 1 && turn) transpose(low);
   load_square<Whole, Source>(from, line, lines, k + 16, deep - 16, high);
-  if (turn) transpose(high);
+  if (Parts > 1 && turn) transpose(high);
+  if constexpr (Parts == 1) {
+    __m512i words[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      if (from.depth_contiguous) {
+        words[i] = rounded(low[i], high[i]);
+        words[8 + i] = rounded(low[8 + i], high[8 + i]);
+      } else {
+        words[i] = rounded_in_pairs(low[2 * i], low[2 * i + 1]);
+        words[8 + i] = rounded_in_pairs(high[2 * i], high[2 * i + 1]);
+      }
+    }
+    if (turn) transpose(words);
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    const Pair<Parts> pair = split<Parts>(low[i], high[i]);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * 16, words[i]);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const Pair<Parts> pair = split<Parts>(low[i], high[i]);
 #pragma GCC unroll 3
-    for (int part = 0; part < Parts; ++part) {
-      _mm512_store_si512(to + part * 2 * kTileWords + i * 16, pair.words[part]);
+      for (int part = 0; part < Parts; ++part) {
+        _mm512_store_si512(to + part * 2 * kTileWords + i * 16, pair.words[part]);
+      }
     }
   }
 }
