@@ -1,67 +1,103 @@
 """Holds the estimate of activations against what MindSpore's memory pool says of a forward and backward pass.
 
-`python packages/parallel/scripts/activations.py` prints a table, predicted beside measured, of one process. Its CPU
-backend tells the largest size of its pool when a process ends, in MiB rounded down, so every case has a process of its
-own. The pool holds what a graph computes; parameters, their gradients' sums and moments lie outside of it.
+`hatch run parallel:activations` prints a table, predicted beside measured, of one process and of the ranks of small
+jobs. The CPU backend tells the largest size of its pool when a process ends, in MiB rounded down, so every case has
+processes of its own. The pool holds what a graph computes; parameters, their gradients' sums and moments lie outside of
+it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from all import free_port
 from codellama_model import LlamaConfig
 from codellama_parallel import Mesh, ParallelConfig, Plan
+from codellama_parallel.launch import Launch, launch, launched
 from codellama_parallel.memory import Work, memory
-from codellama_parallel.strategy import RECOMPUTE, Recompute
 
 TOLERANCE = 0.15  # what is promised of the estimate; the pool's rounding is below 0.08 of the sizes here
 SEQUENCE = 256
 OPERATIONS = ("composed", "cpu")  # the second is codellama-kernels where that is installed
-SIZES: dict[Recompute, tuple[tuple[int, int], ...]] = {  # (layers, rows)
-    "none": ((4, 8), (8, 8)),
-    "selective": ((4, 2),),
-    "full": ((4, 8), (12, 8)),
-}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and how it is computed.
+
+    Attributes:
+        layers: of the network.
+        rows: of a micro-batch, of 256 tokens each.
+        strategy: of `ParallelConfig`.
+    """
+
+    layers: int
+    rows: int
+    strategy: dict[str, object] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        """Of the case's network."""
+        config = LlamaConfig(
+            vocab_size=512,
+            hidden_size=128,
+            num_layers=self.layers,
+            num_heads=4,
+            n_kv_heads=2,
+            intermediate_size=352,
+            max_position_embedding=SEQUENCE,
+        )
+        return Plan(config, ParallelConfig(**self.strategy))  # type: ignore[arg-type]
+
+
+CASES = [
+    Case(4, 8),
+    Case(8, 8),
+    Case(4, 2, {"recompute": "selective"}),
+    Case(4, 8, {"recompute": "full"}),
+    Case(12, 8, {"recompute": "full"}),
+    Case(4, 8, {"model_parallel": 2}),
+    Case(4, 8, {"model_parallel": 2, "use_seq_parallel": True}),
+    Case(4, 8, {"model_parallel": 2, "use_seq_parallel": True, "recompute": "full"}),
+    Case(8, 4, {"pipeline_stage": 2, "micro_batch_num": 2}),
+]
 _PEAK = re.compile(r"DumpDynamicMemPoolStateInfo\].*?peak used mem:(\d+)M")
 
 
-def case(recompute: Recompute, layers: int) -> Plan:
-    """The network and strategy of a case."""
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        num_layers=layers,
-        num_heads=4,
-        n_kv_heads=2,
-        intermediate_size=352,
-        max_position_embedding=SEQUENCE,
-    )
-    return Plan(config, ParallelConfig(recompute=recompute))
+def predicted(case: Case, fused: bool) -> list[float]:
+    """The estimate's activations of every rank, MiB."""
+    plan, work = case.plan(), Work(case.rows, SEQUENCE, fused=fused)
+    ranks = range(plan.strategy.device_num)
+    return [memory(plan, Mesh(plan.strategy, rank).coordinate, work).activations / 2**20 for rank in ranks]
 
 
-def predicted(plan: Plan, rows: int, fused: bool) -> float:
-    """The estimate's activations, MiB."""
-    return memory(plan, Mesh(plan.strategy).coordinate, Work(rows, SEQUENCE, fused=fused)).activations / 2**20
-
-
-def measured(recompute: Recompute, layers: int, rows: int, operations: str) -> int:
-    """The pool's largest size, MiB rounded down, in a process that runs one micro-batch forwards and backwards."""
-    environment = os.environ | {
+def measured(number: int, operations: str) -> list[int]:
+    """The pool's largest size on every rank, MiB rounded down, in a job that runs one step forwards and backwards."""
+    os.environ |= {
         "GLOG_v": "3",
         "MS_SUBMODULE_LOG_v": "{PRE_ACT:1}",  # INFO of the memory pool only
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(Path(__file__)), "--run", recompute, str(layers), str(rows), operations]
-    job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    found = _PEAK.findall(job.stderr + job.stdout)
-    if job.returncode or not found:
-        raise RuntimeError(f"no measurement: {job.stderr[-2000:]}")
-    return int(found[-1])
+    program = [str(Path(__file__)), "--run", str(number), operations]
+    ranks = CASES[number].plan().strategy.device_num
+    if ranks == 1:
+        job = subprocess.run([sys.executable, *program], capture_output=True, text=True, check=False)
+        code, logs = job.returncode, [job.stderr + job.stdout]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            code = launch(Launch(ranks, master_port=free_port(), log_dir=Path(folder)), program)
+            logs = [(Path(folder) / f"rank_{rank}.log").read_text() for rank in range(ranks)]
+    peaks = [_PEAK.findall(log) for log in logs]
+    if code or not all(peaks):
+        raise RuntimeError(f"no measurement: {logs[0][-2000:]}")
+    return [int(found[-1]) for found in peaks]
 
 
 def fused(operations: str) -> bool:
@@ -71,42 +107,48 @@ def fused(operations: str) -> bool:
     return select(operations).linear is not select("composed").linear
 
 
-def run(recompute: Recompute, layers: int, rows: int, operations: str) -> None:
-    """One micro-batch through the network, in this process."""
+def run(case: Case, operations: str) -> None:
+    """The micro-batches of one step through the part of the network that this process has."""
     import mindspore as ms  # noqa: PLC0415  (the table itself needs none)
     import numpy as np  # noqa: PLC0415
     from codellama_model import select  # noqa: PLC0415
     from codellama_parallel import ParallelStep, build, initialize  # noqa: PLC0415
+    from mindspore.communication import get_rank, init  # noqa: PLC0415
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    plan = case(recompute, layers)
-    mesh = Mesh(plan.strategy)
+    rank = 0
+    if launched():
+        init()
+        rank = get_rank()
+    plan = case.plan()
+    mesh = Mesh(plan.strategy, rank)
     network = build(plan.config, mesh, plan, select(operations))
     initialize(network, mesh, plan, seed=0)
-    ids = np.random.default_rng(0).integers(0, plan.config.vocab_size, (rows, SEQUENCE + 1)).astype(np.int32)
-    columns = (ms.Tensor(ids), ms.Tensor(ids))
-    stage = ParallelStep(network, mesh, plan).prepare(rows, SEQUENCE)
-    stage.run([columns], ms.Tensor(1.0, ms.float32))
-    ms.runtime.synchronize()
+    micro_batches = plan.strategy.micro_batch_num
+    ids = np.random.default_rng(0).integers(0, plan.config.vocab_size, (case.rows, SEQUENCE + 1)).astype(np.int32)
+    step = ParallelStep(network, mesh, plan)
+    stage = step.prepare(case.rows * micro_batches, SEQUENCE)
+    stage.run([(ms.Tensor(ids), ms.Tensor(ids))] * micro_batches, ms.Tensor(1.0, ms.float32))
+    step.totals.asnumpy()
 
 
 def main() -> None:
-    """Prints the table; exit code 1 where a case is off by more than the tolerance."""
+    """Prints the table; exit code 1 where a rank is off by more than the tolerance."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", nargs=4, metavar=("RECOMPUTE", "LAYERS", "ROWS", "OPERATIONS"))
+    parser.add_argument("--run", nargs=2, metavar=("CASE", "OPERATIONS"), help="one rank of a case; used by the script")
     arguments = parser.parse_args().run
     if arguments:
-        run(arguments[0], int(arguments[1]), int(arguments[2]), arguments[3])
+        run(CASES[int(arguments[0])], arguments[1])
         return
-    print("operations  recompute   layers  rows  predicted  measured  MiB")
+    print("operations  layers  rows rank  predicted  measured  MiB; strategy")
     worst = 0.0
     for operations in OPERATIONS:
-        for recompute in RECOMPUTE:
-            for layers, rows in SIZES[recompute]:
-                ours = predicted(case(recompute, layers), rows, fused(operations))
-                theirs = measured(recompute, layers, rows, operations)
+        for number, case in enumerate(CASES):
+            both = zip(predicted(case, fused(operations)), measured(number, operations), strict=True)
+            for rank, (ours, theirs) in enumerate(both):
                 worst = max(worst, abs(ours / theirs - 1))
-                print(f"{operations:12}{recompute:12}{layers:6}{rows:6}{ours:11.1f}{theirs:10}", flush=True)
+                figures = f"{operations:12}{case.layers:6}{case.rows:6}{rank:5}{ours:11.1f}{theirs:10}"
+                print(f"{figures}       {json.dumps(case.strategy)}", flush=True)
     print(f"largest deviation {worst:.1%}, of {TOLERANCE:.0%} allowed")
     sys.exit(worst > TOLERANCE)
 

@@ -206,16 +206,19 @@ def _fused(plan: Plan, work: Work) -> _Parts:
     query, key_value = _heads_widths(plan)
     heads = plan.config.num_heads // plan.strategy.model_parallel
     branch_input = between * hidden + between  # and a number a token, of the norm
+    # What is normalised is computed again, but not where it is gathered on its way into the matrices.
+    entered = between * hidden + tokens * hidden if between < tokens else 0
     return _Parts(
         input=branch_input,
-        norm=branch_input,
+        norm=branch_input + entered,
         attention=tokens * (2 * query + 2 * key_value + heads),  # and a number a token and head
         scores=0,
         feed_forward=2 * tokens * ffn,  # gate, up
         head=2 * between * hidden + tokens * hidden,  # gradients; the logits are a chunk's, in memory of the kernels
         attention_gradient=tokens * (query + 2 * key_value + hidden),
         feed_forward_gradient=3 * tokens * ffn + tokens * hidden,  # of the product, gate and up; of the input
-        computed_again=tokens * (ffn + hidden),  # the product and the normalised input, which are not freed between
+        # the product and the normalised input, which are not freed between; after a gather they are
+        computed_again=0 if entered else tokens * (ffn + hidden),
     )
 
 
