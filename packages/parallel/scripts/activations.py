@@ -9,27 +9,27 @@ it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from all import free_port
 from codellama_model import LlamaConfig
 from codellama_parallel import Mesh, ParallelConfig, Plan
 from codellama_parallel.launch import Launch, launch, launched
 from codellama_parallel.memory import Work, memory
+from ports import free_port
 
 TOLERANCE = 0.15  # what is promised of the estimate; the pool's rounding is below 0.08 of the sizes here
 SEQUENCE = 256
 OPERATIONS = ("composed", "cpu")  # the second is codellama-kernels where that is installed
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """A network and how it is computed.
 
@@ -41,7 +41,7 @@ class Case:
 
     layers: int
     rows: int
-    strategy: dict[str, object] = field(default_factory=dict)
+    strategy: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def plan(self) -> Plan:
         """Of the case's network."""
@@ -68,6 +68,7 @@ CASES = [
     Case(4, 8, {"model_parallel": 2, "use_seq_parallel": True, "recompute": "full"}),
     Case(8, 4, {"pipeline_stage": 2, "micro_batch_num": 2}),
 ]
+_LOGGING = {"GLOG_v": "3", "MS_SUBMODULE_LOG_v": "{PRE_ACT:1}", "OMP_NUM_THREADS": "1"}  # INFO of the memory pool only
 _PEAK = re.compile(r"DumpDynamicMemPoolStateInfo\].*?peak used mem:(\d+)M")
 
 
@@ -78,15 +79,10 @@ def predicted(case: Case, fused: bool) -> list[float]:
     return [memory(plan, Mesh(plan.strategy, rank).coordinate, work).activations / 2**20 for rank in ranks]
 
 
-def measured(number: int, operations: str) -> list[int]:
+def measured(case: Case, operations: str) -> list[int]:
     """The pool's largest size on every rank, MiB rounded down, in a job that runs one step forwards and backwards."""
-    os.environ |= {
-        "GLOG_v": "3",
-        "MS_SUBMODULE_LOG_v": "{PRE_ACT:1}",  # INFO of the memory pool only
-        "OMP_NUM_THREADS": "1",
-    }
-    program = [str(Path(__file__)), "--run", str(number), operations]
-    ranks = CASES[number].plan().strategy.device_num
+    program = [str(Path(__file__)), "--run", json.dumps(dataclasses.asdict(case)), operations]
+    ranks = case.plan().strategy.device_num
     if ranks == 1:
         job = subprocess.run([sys.executable, *program], capture_output=True, text=True, check=False)
         code, logs = job.returncode, [job.stderr + job.stdout]
@@ -109,6 +105,7 @@ def fused(operations: str) -> bool:
 
 def run(case: Case, operations: str) -> None:
     """The micro-batches of one step through the part of the network that this process has."""
+    os.environ |= _LOGGING  # before MindSpore is loaded
     import mindspore as ms  # noqa: PLC0415  (the table itself needs none)
     import numpy as np  # noqa: PLC0415
     from codellama_model import select  # noqa: PLC0415
@@ -138,13 +135,13 @@ def main() -> None:
     parser.add_argument("--run", nargs=2, metavar=("CASE", "OPERATIONS"), help="one rank of a case; used by the script")
     arguments = parser.parse_args().run
     if arguments:
-        run(CASES[int(arguments[0])], arguments[1])
+        run(Case(**json.loads(arguments[0])), arguments[1])
         return
     print("operations  layers  rows rank  predicted  measured  MiB; strategy")
     worst = 0.0
     for operations in OPERATIONS:
-        for number, case in enumerate(CASES):
-            both = zip(predicted(case, fused(operations)), measured(number, operations), strict=True)
+        for case in CASES:
+            both = zip(predicted(case, fused(operations)), measured(case, operations), strict=True)
             for rank, (ours, theirs) in enumerate(both):
                 worst = max(worst, abs(ours / theirs - 1))
                 figures = f"{operations:12}{case.layers:6}{case.rows:6}{rank:5}{ours:11.1f}{theirs:10}"

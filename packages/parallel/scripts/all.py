@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import mindspore as ms
 from parity import TOLERANCE, deviations, run
 from parity_job import Case
+from ports import free_port
 
 CASES_PER_JOB = 5  # MindSpore keeps what it has compiled: some 150 MB a case, in every process
 SEQUENCE, ZERO = {"use_seq_parallel": True}, {"optimizer_shard": True}
@@ -128,13 +128,6 @@ def failures(group: list[Case], processes: int) -> int:
             failed += max(worst.values()) >= TOLERANCE
             print(f"{case.name:35}", *(f"{what} {value:.1e}" for what, value in worst.items()), flush=True)
     return failed
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

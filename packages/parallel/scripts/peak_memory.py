@@ -19,11 +19,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from all import free_port
 from codellama_model import LlamaConfig
 from codellama_parallel import Mesh, ParallelConfig, Plan
 from codellama_parallel.launch import Launch, launch, launched
 from codellama_parallel.memory import Memory, Work, memory
+from ports import free_port
 
 # Of a fall: the plan's activations are within 15 % themselves, and the peak falls between two graphs or within one.
 TOLERANCE = 0.15
