@@ -82,9 +82,8 @@ def cases() -> list[Case]:
             found.append(case("one_bucket", {"gradient_aggregation_group": 1}))
         if "data_parallel" in strategy and "model_parallel" in strategy:
             found.append(case("sequence_zero", SEQUENCE | ZERO))
-        if mesh in {"tp2", "dp2", "pp2"}:
-            rows = 8 // int(str(strategy.get("data_parallel", 1)))
-            found += [case(f"micro_{number}", {"micro_batch_num": number}) for number in (1, 2, 4, 8) if number <= rows]
+        rows = 8 // int(str(strategy.get("data_parallel", 1)))
+        found += [case(f"micro_{number}", {"micro_batch_num": number}) for number in (1, 2, 4, 8) if number <= rows]
         if mesh == "pp2":
             found.append(case("offset", {"pipeline_offset": [-1, 1]}))
     return found
