@@ -1,8 +1,8 @@
 """Training on two processes, each with half of the threads, against one process with all, alternating in one run.
 
-    hatch run bench:parallel [--meshes tp2 dp2 pp2] [--size 56m] [--rounds 3] [--micro_batches 8]
+    hatch run bench:parallel [--meshes tp2 dp2 pp2] [--size 56m] [--rounds 3] [--micro_batches 4]
 
-The work is one and the same: `micro_batches` times the size's batch in a step, 8,192 tokens by default; the gradients
+The work is one and the same: `micro_batches` times the size's batch in a step, 4,096 tokens by default; the gradients
 are added up once in a step, so that fewer tokens make that weigh more. Beside each mesh stands what the planner
 says a rank sends in a step, and the seconds that just these collectives take. Prints every round's tokens/s, the
 medians with the median of the paired ratios, and last one JSON object.
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="56m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="steps that a measurement takes the mean of")
-    parser.add_argument("--micro_batches", type=int, default=8, help="of a step; each is the size's batch")
+    parser.add_argument("--micro_batches", type=int, default=4, help="of a step; each is the size's batch")
     parser.add_argument("--threads", type=int, default=2, help="of the one process; two processes have half each")
     parser.add_argument("--idle_seconds", type=float, default=60, help="the longest wait for an idle machine")
     flags = parser.parse_args()
