@@ -198,3 +198,12 @@ def test_a_configuration_for_prediction_does_not_train():
 
     with pytest.raises(ConfigError, match="run_mode predict is for codellama-predict"):
         load_config("predict_codellama_7b").check_job(1)
+
+
+@pytest.mark.parametrize("number", ["0", "-4", "four"])
+def test_plan_searches_for_devices_only(number, capsys):
+    with pytest.raises(SystemExit):
+        plan.main(["--config", "finetune_codellama_34b_16p", "--search", "--device_num", number])
+    printed = capsys.readouterr()
+    assert "argument --device_num: invalid whole number above 0" in printed.err
+    assert not printed.out

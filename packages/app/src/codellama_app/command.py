@@ -51,6 +51,16 @@ def run(program: str, body: Callable[[Sequence[str]], None], arguments: Sequence
     sys.exit(0)
 
 
+def positive(text: str) -> int:
+    """An argument's type; argparse's message says its name."""
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+positive.__name__ = "whole number above 0"
+
+
 def _fail(program: str, message: str, code: int) -> NoReturn:
     line = f"{program}: {' '.join(message.split())}"
     if not tell_launcher(line):  # of a rank, whoever has started it shows the line

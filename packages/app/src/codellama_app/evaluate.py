@@ -36,7 +36,7 @@ from codellama_eval.scoring import RESULTS_SUFFIX
 from codellama_model import GenerationError, Sampling
 from tqdm import tqdm
 
-from codellama_app.command import Parser, UserError, run
+from codellama_app.command import Parser, UserError, positive, run
 from codellama_app.config import RunConfig, config_names, load_config
 from codellama_app.evaluate_generation import (
     LanguageModel,
@@ -89,15 +89,15 @@ def _parser() -> Parser:
     add("--style", default="base", choices=STYLES, help="instruct: prompts are messages to a chat model")
     add("--order", default="psm", choices=ORDERS, help="infilling: prefix or suffix first")
     add("--stops", default="parser", choices=CUTS, help="where a completion is cut (default: parser)")
-    add("--n_samples", type=_positive, default=1, metavar="N", help="of each task; pass@k needs k (default: 1)")
-    add("--max_new_tokens", type=_positive, default=512, metavar="N", help="default: 512")
-    add("--batch_size", type=_positive, metavar="B", help="samples computed together")
+    add("--n_samples", type=positive, default=1, metavar="N", help="of each task; pass@k needs k (default: 1)")
+    add("--max_new_tokens", type=positive, default=512, metavar="N", help="default: 512")
+    add("--batch_size", type=positive, metavar="B", help="samples computed together")
     add("--do_sample", action="store_true", help="draw at random; else greedy")
     add("--temperature", type=float, default=0.8, metavar="T", help="with --do_sample (default: 0.8)")
     add("--top_p", type=float, default=0.95, metavar="P", help="with --do_sample (default: 0.95)")
     add("--top_k", type=int, default=0, metavar="K", help="with --do_sample; 0: the whole vocabulary")
     add("--seed", type=int, default=0, metavar="S")
-    add("--worker_num", type=_positive, default=1, metavar="N", help="processes that generate")
+    add("--worker_num", type=positive, default=1, metavar="N", help="processes that generate")
     add(
         "--model",
         metavar="NAME",
@@ -105,20 +105,11 @@ def _parser() -> Parser:
     )
     add("--k", type=_numbers, default=[1, 10, 100], metavar="1,10,100", help="which pass@k")
     add("--timeout", type=float, metavar="S", help="seconds of processor time a sample (default: 3)")
-    add("--n_workers", type=_positive, metavar="N", help="samples scored at once")
+    add("--n_workers", type=positive, metavar="N", help="samples scored at once")
     add("--strict", action="store_true", help="programs and tests in separate processes")
     add("--allow_unsandboxed", action="store_true", help="score where nothing keeps samples from writing your files")
     add("--worker_id", type=int, help=argparse.SUPPRESS)  # of a process that this program starts
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
-_positive.__name__ = "whole number above 0"
 
 
 def _numbers(text: str) -> list[int]:

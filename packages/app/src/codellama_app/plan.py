@@ -12,7 +12,7 @@ from codellama_parallel.plan import Plan
 from codellama_parallel.report import estimate_lines, parse_size, search_lines, write_layout
 from codellama_parallel.search import search
 
-from codellama_app.command import Parser, run
+from codellama_app.command import Parser, positive, run
 from codellama_app.config import config_names, load_config
 
 PROGRAM = "codellama-plan"
@@ -41,7 +41,7 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default=next(iter(DEVICES)), help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--device_memory", help="of one device, such as 64GB; the device's own by default")
     parser.add_argument("--search", action="store_true", help="rank the strategies that fit")
-    parser.add_argument("--device_num", type=int, help="devices to search for; the configuration's by default")
+    parser.add_argument("--device_num", type=positive, help="devices to search for; the configuration's by default")
     known, overrides = parser.parse_with_overrides(arguments)
     config = load_config(known.config, overrides)
     on = device(known.device)

@@ -18,7 +18,7 @@ from codellama_model.sampling import Sampling
 from codellama_parallel.launch import launched, log_only
 from codellama_tokenizer import CodeLlamaTokenizer
 
-from codellama_app.command import Parser, UserError, run
+from codellama_app.command import Parser, UserError, positive, run
 from codellama_app.config import RunConfig, config_names, load_config
 from codellama_app.pretrained import open_pretrained
 from codellama_app.ranks import local_job, start
@@ -138,7 +138,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--device_num",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes that share the network; default: 1, or where run_mode is predict, model_parallel",
     )
@@ -148,8 +148,8 @@ def _parser() -> Parser:
     parser.add_argument("--infill", nargs=2, metavar=("PREFIX", "SUFFIX"), help="fill in between the two")
     parser.add_argument("--chat", action="store_true", help="a prompt is a question to an Instruct model")
     parser.add_argument("--output_file", metavar="O.jsonl", help="write rows with their `generation` here")
-    parser.add_argument("--max_new_tokens", type=_positive, metavar="N")
-    parser.add_argument("--batch_size", type=_positive, metavar="B", help="prompts computed together")
+    parser.add_argument("--max_new_tokens", type=positive, metavar="N")
+    parser.add_argument("--batch_size", type=positive, metavar="B", help="prompts computed together")
     parser.add_argument("--do_sample", type=_boolean, nargs="?", const=True, default=False, metavar="True")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T")
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P")
@@ -164,15 +164,6 @@ def _parser() -> Parser:
         help=r"read \n, \t, \r and \\ in --prompt, --infill and --stop as in a Python string (default True)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
-_positive.__name__ = "whole number above 0"
 
 
 def _boolean(text: str) -> bool:
