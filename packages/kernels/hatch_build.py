@@ -38,6 +38,7 @@ SOURCES = (
     "train_documents.cpp",
     "train_adamw.cpp",
     "train_dispatch.cpp",
+    "shared_sum.cpp",
     "about.cpp",
     "pool.cpp",
     "cpus.cpp",

@@ -10,7 +10,7 @@ namespace codellama {
 
 // What an operator returns to the engine. Shapes are checked in Python, where a message can name the argument; what is
 // checked again here is what would otherwise write outside of memory.
-enum Status { kDone = 0, kWrongArguments = 1, kOutOfMemory = 2 };
+enum Status { kDone = 0, kWrongArguments = 1, kOutOfMemory = 2, kFailed = 3 };
 
 class Arguments {
  public:

@@ -25,14 +25,6 @@ constexpr std::align_val_t kScratchAlignment{2 << 20};  // of a large page
 
 std::atomic<Pool*> current{nullptr};
 
-inline void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 double seconds(clockid_t clock) {
   timespec time;
   clock_gettime(clock, &time);

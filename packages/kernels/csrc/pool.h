@@ -18,6 +18,15 @@ namespace codellama {
 
 class Pool;
 
+// Between two looks at what another thread or process writes.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // What a job sees: who it is, and the means to share out work and to wait for the others.
 class Member {
  public:

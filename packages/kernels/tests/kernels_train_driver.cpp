@@ -3,6 +3,9 @@
 // No oracle is needed to find a race or a bad address. What is checked is that results are finite and repeat bit by bit,
 // from two threads of the process at a time. Every array is allocated with its exact size, so that a read beyond its end
 // is seen.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -19,9 +22,11 @@ extern "C" Operator codellama_linear, codellama_linear_dx, codellama_linear_dw, 
     codellama_rms_norm_backward, codellama_swiglu, codellama_swiglu_backward, codellama_rotate,
     codellama_rotate_backward, codellama_attention, codellama_attention_backward, codellama_linear_cross_entropy,
     codellama_vocabulary_slice, codellama_vocabulary_slice_backward, codellama_document_starts, codellama_adamw,
-    codellama_squared_norm, codellama_scale;
+    codellama_squared_norm, codellama_scale, codellama_shared_sum;
 extern "C" const char* codellama_isa();
 extern "C" int codellama_threads();
+extern "C" int64_t codellama_channel_bytes(int size);
+extern "C" int codellama_channel_open(int file, int rank, int size, double seconds);
 
 namespace {
 
@@ -170,6 +175,30 @@ void run_all(Run& r) {
   attention(r, 1, 300, 1, 2, 34);
 }
 
+// Three threads as the processes of a group, each with a mapping of its own.
+void sums() {
+  constexpr int kSize = 3;
+  const int file = memfd_create("sums", 0);
+  if (file < 0 || ftruncate(file, codellama_channel_bytes(kSize)) != 0) fail("no memory for the sums");
+  std::vector<Run> runs(kSize, Run(4));
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < kSize; ++rank) {
+    const int channel = codellama_channel_open(file, rank, kSize, 60.0);
+    if (channel < 0) fail("the memory of the sums can not be mapped");
+    ranks.emplace_back([&runs, rank, channel] {
+      for (const int64_t length : {1, 17, 40000, (1 << 16) + 5}) {
+        const Array x = Run(static_cast<uint32_t>(rank)).random({length});
+        Array labels({2}, true);
+        labels.ints()[0] = channel;
+        runs[static_cast<size_t>(rank)].call(codellama_shared_sum, {x, labels}, {{length}});
+      }
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  if (!runs[0].same(runs[1]) || !runs[0].same(runs[2])) fail("sums differ");
+  close(file);
+}
+
 }  // namespace
 
 int main() {
@@ -179,5 +208,6 @@ int main() {
   run_all(third);
   other.join();
   if (!first.same(second) || !first.same(third)) fail("results do not repeat");
+  sums();
   std::printf("ok: training, %s, %d threads\n", codellama_isa(), codellama_threads());
 }

@@ -1,20 +1,21 @@
 """Fused CPU operators for MindSpore graphs.
 
 What they compute: `cached` (decoder layers over key/value caches, head with greedy choice), and for training, with
-gradients, `layers` (products, norm, activation, positions, attention), `loss` and `optimizer`. Whether they can be used
-here: `available`, `reason`. How the network finds them: the entry point `codellama_model.operations`, which names
-`operations` below.
+gradients, `layers` (products, norm, activation, positions, attention), `loss` and `optimizer`; for the processes of one
+machine, `shared_sum`. Whether they can be used here: `available`, `reason`. How others find them: the entry points
+`codellama_model.operations` and `codellama_parallel.sums`, which name `operations` and `sums` below.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 from codellama_kernels.library import available, has_bfloat16_products, instruction_set, reason, threads
 
-__all__ = ["available", "has_bfloat16_products", "instruction_set", "operations", "reason", "threads"]
+__all__ = ["available", "has_bfloat16_products", "instruction_set", "operations", "reason", "sums", "threads"]
 
 
 def operations(compute_dtype: str = "float32") -> dict[str, Any]:
@@ -59,6 +60,15 @@ def operations(compute_dtype: str = "float32") -> dict[str, Any]:
         "adamw": optimizer.adamw,
         "squared_norm": optimizer.squared_norm,
     }
+
+
+def sums() -> ModuleType | None:
+    """The module `shared_sum`, by which processes of one machine add up; None where the library is missing."""
+    if not available():
+        return None
+    from codellama_kernels import shared_sum  # noqa: PLC0415
+
+    return shared_sum
 
 
 @lru_cache(maxsize=1)
