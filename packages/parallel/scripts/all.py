@@ -74,6 +74,7 @@ def cases() -> list[Case]:
             found.append(case("whole_embedding", {"vocab_emb_dp": True}))
             found.append(case("sequence_whole_embedding", SEQUENCE | {"vocab_emb_dp": True}))
             found.append(case("sequence_recompute", SEQUENCE | {"recompute": "full"}))
+            found.append(case("sequence_kernels", SEQUENCE, operations="cpu"))
         if mesh in {"tp2", "tp4"}:
             found.append(case("generate", {"vocab_emb_dp": True}, generate=True))
         if "data_parallel" in strategy:

@@ -20,6 +20,7 @@ from codellama_model import Generator, LlamaConfig, select
 from codellama_parallel import Mesh, ParallelConfig, ParallelStep, Plan, build, load
 from codellama_parallel.memory import Work, memory
 from codellama_parallel.random_weights import normal_slice
+from codellama_parallel.shared_memory import SWITCH
 from codellama_parallel.step import Stage
 from codellama_parallel.traffic import Traffic, counted, predicted
 from mindspore import nn
@@ -48,7 +49,8 @@ class Case:
     rows: int = 8
     steps: int = 20
     generate: bool = False  # also generate some tokens, before training
-    operations: str = "composed"  # entry of the device table; "cpu" is codellama-kernels where that is installed
+    # entry of the device table; "cpu" is codellama-kernels where that is installed, and adds up in shared memory
+    operations: str = "composed"
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -105,6 +107,8 @@ def train(case: Case, rank: int) -> dict[str, NDArray[np.generic]]:
     """Runs a case on this rank."""
     config, strategy = case.config(), ParallelConfig(**case.strategy)  # type: ignore[arg-type]
     mesh, plan = Mesh(strategy, rank), Plan(config, strategy)
+    if strategy.device_num > 1:
+        os.environ[SWITCH] = str(int(case.operations != "composed"))
     network = build(config, mesh, plan, select(case.operations))
     whole = weights(config)
     load(network, mesh, plan, lambda name, slices: np.ascontiguousarray(whole[name][slices]))
@@ -119,7 +123,7 @@ def train(case: Case, rank: int) -> dict[str, NDArray[np.generic]]:
         step(LEARNING_RATE, 1.0, {name: column[own] for name, column in batch.items()}) for batch in batches(case)
     ]
     if SAVES_GRAPHS:  # before `evaluate`, which sends too
-        check_head(case, mesh, sent)
+        check_operators(case, mesh, sent)
         expected = predicted(plan, mesh.coordinate, Work(share // strategy.micro_batch_num, SEQUENCE))
         found = {link: size / case.steps for link, size in sent.bytes.items()}
         if found != expected.bytes:
@@ -161,12 +165,13 @@ def check_memory(step: ParallelStep, plan: Plan, mesh: Mesh) -> None:
             raise AssertionError(f"rank {mesh.rank}: {what} take {found} bytes, predicted {getattr(expected, what)}")
 
 
-def check_head(case: Case, mesh: Mesh, sent: Sent) -> None:
-    """A split vocabulary is computed by the kernels' operators where these are chosen and there, and by no others."""
-    if mesh.strategy.model_parallel == 1 or not mesh.last_stage:
-        return
+def check_operators(case: Case, mesh: Mesh, sent: Sent) -> None:
+    """The kernels add up and compute a split vocabulary where they are chosen and there, and nothing else does."""
     fused = select(case.operations).vocabulary_slice is not select("composed").vocabulary_slice
-    for operator in ("codellama_vocabulary_slice", "codellama_vocabulary_slice_backward"):
+    operators = ["codellama_shared_sum"]
+    if mesh.strategy.model_parallel > 1 and mesh.last_stage:
+        operators += ["codellama_vocabulary_slice", "codellama_vocabulary_slice_backward"]
+    for operator in operators:
         if fused != any(operator in text for text in sent.graphs):
             raise AssertionError(f"{case.name}, rank {mesh.rank}: {operator} is {'not ' * fused}in the graphs")
 

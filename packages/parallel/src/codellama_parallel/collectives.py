@@ -1,8 +1,11 @@
 """What ranks say to each other: sums, gathers and neighbours' tensors in groups of ranks, and their gradients.
 
 The CPU backend of MindSpore 2.10 has two collectives: a summing AllReduce in any group and an AllGather of the whole
-world. Everything else is emulated here, and nowhere else, by a sum with zeros, which is exact: `x + 0 = x`. On other
+world. Everything else is emulated here, and nowhere else, by a sum with zeros, which is exact: `x + 0 = x`. Ranks of
+one machine add up in shared memory where they can (`shared_memory`), with MindSpore's AllReduce otherwise. On other
 backends the native operators are called; that branch has not been run (no device was at hand).
+
+Where a graph has several sums over one group, each depends on the one before: shared memory has one place for them.
 
 Every operator carries two attributes, `logical` and `axis`, into the compiled graph, by which `traffic` counts what a
 step really sends. The size of a collective is that of its whole tensor: what all-gather yields and reduce-scatter
@@ -13,6 +16,7 @@ Shapes: R ranks of a group, T rows.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,11 +25,13 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication import GlobalComm, create_group, get_rank
 
 from codellama_parallel.mesh import Ranks
+from codellama_parallel.shared_memory import SWITCH, SharedSums, shared_sums
 
 LOGICAL, AXIS = "logical", "axis"  # names of the attributes
 # Numbers that the CPU backend sums at a time, 4 MiB: two processes exchange 0.53 GB/s in tensors of 1 to 8 MiB, half of
 # that in tensors of 32 MiB and more.
 _PIECE = 1 << 20
+_BETWEEN_TWO = -1  # the number of a sum in which one gives and the other takes: these are not the same cell
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Group:
         index: where this process stands among them.
         name: the backend's name for it.
         native: the backend has all collectives in it.
+        shared: what sums float32 in it, on CPU, where all ranks are on one machine; None where MindSpore does.
     """
 
     axis: str
@@ -45,6 +52,7 @@ class Group:
     index: int
     name: str
     native: bool
+    shared: SharedSums | None = None
 
     @property
     def size(self) -> int:
@@ -55,8 +63,11 @@ class Group:
 def group(axis: str, ranks: Ranks, world_size: int) -> Group:
     """The group of these ranks, this process among them; made at first use, in the same order on all of its ranks."""
     rank = get_rank() if world_size > 1 else 0
-    native = ms.get_context("device_target") != "CPU"
-    return Group(axis, ranks, ranks.index(rank), _communicator(ranks, world_size), native)
+    index, name = ranks.index(rank), _communicator(ranks, world_size)
+    if ms.get_context("device_target") != "CPU":
+        return Group(axis, ranks, index, name, native=True)
+    shared = _shared(axis, name, index, len(ranks), os.environ.get(SWITCH)) if len(ranks) > 1 else None
+    return Group(axis, ranks, index, name, native=False, shared=shared)
 
 
 @cache
@@ -69,15 +80,26 @@ def _communicator(ranks: Ranks, world_size: int) -> str:
     return name
 
 
+@cache
+def _shared(axis: str, name: str, index: int, size: int, _: str | None) -> SharedSums | None:
+    """Of an axis each: ranks that meet on several make their cells in the same order on each, not over all."""
+    return shared_sums(name, index, size)
+
+
 class AllReduce(nn.Cell):
     """The sum over the group of x, of any shape. No gradient of its own."""
 
-    def __init__(self, members: Group, logical: str = "all_reduce") -> None:
+    def __init__(self, members: Group, logical: str = "all_reduce", number: int | None = None) -> None:
         super().__init__()
-        self.native = members.native
+        self.native, self.shared = members.native, members.shared is not None
         self.sum = _labelled(ops.AllReduce(ops.ReduceOp.SUM, members.name), logical, members)
+        if members.shared is not None:
+            self.shared_sum = _labelled(members.shared.operator(), logical, members)
+            self.labels = members.shared.labels(number)
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.shared and x.dtype == ms.float32:
+            return ops.reshape(self.shared_sum(ops.reshape(x, (-1,)), self.labels), x.shape)
         if self.native or x.size <= _PIECE:
             return self.sum(x)
         flat = ops.reshape(x, (-1,))
@@ -202,7 +224,7 @@ class Send(nn.Cell):
         if pair.native:
             self.send = _labelled(ops.Send(0, 1 - pair.index, pair.name), "send", pair)
         else:
-            self.send = AllReduce(pair, "send")
+            self.send = AllReduce(pair, "send", _BETWEEN_TWO)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.send(x)
@@ -218,7 +240,7 @@ class Receive(nn.Cell):
             operator = ops.Receive(0, 1 - pair.index, list(shape), ms.float32, pair.name)
             self.receive = _labelled(operator, "receive", pair)
         else:
-            self.receive = AllReduce(pair, "receive")
+            self.receive = AllReduce(pair, "receive", _BETWEEN_TWO)
 
     def construct(self) -> Tensor:
         if self.native:

@@ -122,9 +122,9 @@ def _add(total: Counter[Link], part: Mapping[Link, int], times: int) -> None:
         total[link] += size * times
 
 
-_CALL = re.compile(r"= (?:AllReduce|AllGather|ReduceScatter|Send|Receive)\(")
+_CALL = re.compile(r"= (?:AllReduce|AllGather|ReduceScatter|Send|Receive)\(|= Custom\(.*\blogical: ")
 _SHAPES = re.compile(
-    r"\(<(?:Ref\[)?Tensor\[(?P<type>\w+)\]\]?, \((?P<takes>[\d, ]*)\)[^>]*>\)"
+    r"\(<(?:Ref\[)?Tensor\[(?P<type>\w+)\]\]?, \((?P<takes>[\d, ]*)\)[^>]*>(?:, <[^>]*>)*\)"
     r" -> \(<Tensor\[\w+\], \((?P<gives>[\d, ]*)\)"
 )
 _ITEM = {"Float32": 4, "Float16": 2, "BFloat16": 2}
