@@ -29,7 +29,7 @@ namespace {
 constexpr int64_t kChunk = 1 << 16;  // numbers, 256 KiB: the slots of a few processes stay in a core's cache
 constexpr int64_t kShare = 1 << 14;  // numbers that a thread takes at a time
 constexpr int64_t kLine = 16;        // numbers of a cache line; no two processes add up parts of one
-constexpr int kSpins = 1000;         // looks at another's progress, about 40 us, before sleeping
+constexpr int kSpins = 1000;         // looks at another's progress, 40 us on a Xeon, before sleeping
 constexpr timespec kLook{1, 0};      // how often a sleeper looks whether the others live
 constexpr int64_t kPage = 4096;
 
@@ -42,7 +42,7 @@ struct alignas(64) Seat {
 };
 
 struct alignas(64) Head {
-  uint64_t word;  // by which the memory is recognised; Python writes and reads it
+  uint64_t word;  // by which the memory is recognised
   std::atomic<uint32_t> failed;
 };
 
@@ -69,6 +69,8 @@ class Channel {
 
   bool sum(const float* x, float* out, int64_t elements, int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    // Who has failed goes no further: what it did next could pass for what the others still wait for.
+    if (head_->failed.load(std::memory_order_acquire)) return false;
     Seat& own = seats_[rank_];
     own.elements = elements;
     own.number = number;
@@ -138,21 +140,23 @@ class Channel {
 
   bool wait(int rank, uint32_t point) {
     std::atomic<uint32_t>& progress = seats_[rank].progress;
-    const auto behind = [&](uint32_t seen) { return static_cast<int32_t>(seen - point) < 0; };
+    const auto there = [&] { return static_cast<int32_t>(progress.load(std::memory_order_acquire) - point) >= 0; };
     for (int spin = 0; spin < kSpins; ++spin) {
-      if (!behind(progress.load(std::memory_order_acquire))) return true;
+      if (there()) return true;
       relax();
     }
     const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds_);
     for (;;) {
       const uint32_t seen = progress.load(std::memory_order_acquire);
-      if (!behind(seen)) return true;
+      if (there()) return true;
       if (head_->failed.load(std::memory_order_acquire)) return false;  // who found out has said why
       syscall(SYS_futex, &progress, FUTEX_WAIT, seen, &kLook, nullptr, 0);
-      if (!behind(progress.load(std::memory_order_acquire))) return true;
       const pid_t process = seats_[rank].process.load(std::memory_order_acquire);
-      if (kill(process, 0) != 0 && errno == ESRCH) return fail(rank, "has ended");
-      if (std::chrono::steady_clock::now() > until) return fail(rank, "did not come in time");
+      const bool ended = kill(process, 0) != 0 && errno == ESRCH;
+      const bool late = std::chrono::steady_clock::now() > until;
+      if (there()) return true;  // it may have come, and ended, since the last look
+      if (ended) return fail(rank, "has ended");
+      if (late) return fail(rank, "did not come in time");
     }
   }
 
@@ -168,9 +172,9 @@ class Channel {
   }
 
   bool fail(int rank, const char* what) {
+    if (head_->failed.exchange(1, std::memory_order_acq_rel)) return false;  // another was first, and has said so
     std::fprintf(stderr, "codellama-kernels: a sum of %d processes failed: number %d %s (this is %d)\n", size_, rank, what,
                  rank_);
-    head_->failed.store(1, std::memory_order_release);
     for (int other = 0; other < size_; ++other) wake(seats_[other].progress);
     return false;
   }
@@ -205,17 +209,28 @@ Channel* channel(int32_t number) {
 
 using namespace codellama;
 
-// Size of the file that the processes of a group map.
-CODELLAMA_EXPORT int64_t codellama_channel_bytes(int size) { return bytes_of_channel(size); }
+// Makes the memory for the sums of a group: a file without a name, recognised by its first eight bytes; -1 where there is
+// none. By its number, because the C libraries that some Pythons are built for do not know the call.
+CODELLAMA_EXPORT int codellama_channel_offer(int size, uint64_t word) {
+  const int file = static_cast<int>(syscall(SYS_memfd_create, "codellama-sum", 1U /* MFD_CLOEXEC */));
+  if (file < 0) return -1;
+  if (ftruncate(file, bytes_of_channel(size)) == 0 && pwrite(file, &word, sizeof(word), 0) == sizeof(word)) return file;
+  close(file);
+  return -1;
+}
 
-// Maps the file and gives the number of a channel, for `codellama_shared_sum`; -1 where that fails.
-CODELLAMA_EXPORT int codellama_channel_open(int file, int rank, int size, double seconds) {
-  const size_t bytes = static_cast<size_t>(bytes_of_channel(size));
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (memory == MAP_FAILED) return -1;
+// The number of a channel in memory that is mapped, for `codellama_shared_sum`.
+CODELLAMA_EXPORT int codellama_channel_in(void* memory, int rank, int size, double seconds) {
   const std::lock_guard<std::mutex> lock(channels_mutex);
   channels.push_back(new Channel(static_cast<char*>(memory), rank, size, seconds));
   return static_cast<int>(channels.size()) - 1;
+}
+
+// The same of a file that `codellama_channel_offer` has made; -1 where it can not be mapped.
+CODELLAMA_EXPORT int codellama_channel_open(int file, int rank, int size, double seconds) {
+  const size_t bytes = static_cast<size_t>(bytes_of_channel(size));
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  return memory == MAP_FAILED ? -1 : codellama_channel_in(memory, rank, size, seconds);
 }
 
 // x, of any shape; [2]: number of the channel, number of the sum -> x of all processes of the channel, added up

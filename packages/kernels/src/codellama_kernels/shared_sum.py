@@ -7,10 +7,12 @@ The memory has no name in the file system and goes with the last of the processe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import mindspore as ms
@@ -36,14 +38,10 @@ class Offer:
     """
 
     def __init__(self, size: int) -> None:
-        self._file = os.memfd_create("codellama-sum", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self._file, _library().codellama_channel_bytes(size))
-            word = secrets.randbits(2 * _WORD_BITS)
-            os.pwrite(self._file, word.to_bytes(_WORD_BYTES, "little"), 0)
-        except OSError:
-            self.close()
-            raise
+        word = secrets.randbits(2 * _WORD_BITS)
+        self._file = _library().codellama_channel_offer(size, ctypes.c_uint64(word))
+        if self._file < 0:
+            raise OSError("there is no memory for sums")
         self.numbers = (os.getpid(), self._file, word >> _WORD_BITS, word & ((1 << _WORD_BITS) - 1))
 
     def close(self) -> None:
@@ -54,10 +52,10 @@ class Offer:
 class SharedSum:
     """What makes operators that add up a float32 Tensor, of one axis or more, over the processes of a group.
 
-    All processes must make the same sums in the same order: where a graph has several, each must depend on the one
-    before. Every number is added up in the order of ranks, once: the result is the same on all, to the last bit. A sum
-    that meets another, or whose other processes end or do not come in time, fails in all processes, as do those after
-    it; one of them says why on stderr.
+    All processes must make the same sums in the same order. Every number is added up in the order of ranks, once: the
+    result is the same on all, to the last bit. A sum that meets one of another size or number, or whose other processes
+    end or do not come in time, fails, and so do all of the group from then on, in every process; the first to find out
+    says why on stderr. (A process that has ended is seen to when its parent has waited for it, as msrun does.)
 
     Args:
         numbers: of the `Offer`.
@@ -71,13 +69,14 @@ class SharedSum:
 
     def __init__(self, numbers: Sequence[int], rank: int, size: int, seconds: float) -> None:
         process, offered, high, low = numbers
-        file = os.open(f"/proc/{process}/fd/{offered}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        try:  # on another machine, or in another container, this may be another file
-            if os.pread(file, _WORD_BYTES, 0) != (high << _WORD_BITS | low).to_bytes(_WORD_BYTES, "little"):
+        path = f"/proc/{process}/fd/{offered}"
+        word = (high << _WORD_BITS | low).to_bytes(_WORD_BYTES, sys.byteorder)
+        # on another machine, or in another container, this may be any file: it is not opened for writing
+        with _opened(path, os.O_RDONLY) as file:
+            if os.pread(file, _WORD_BYTES, 0) != word:
                 raise OSError("the memory of the offer is not on this machine")
+        with _opened(path, os.O_RDWR) as file:
             self._channel = _library().codellama_channel_open(file, rank, size, ctypes.c_double(seconds))
-        finally:
-            os.close(file)
         if self._channel < 0:
             raise OSError("the memory of the offer can not be mapped")
 
@@ -97,8 +96,15 @@ def _shape(x: list[int], labels: list[int]) -> list[int]:
     return x
 
 
+@contextlib.contextmanager
+def _opened(path: str, how: int) -> Iterator[int]:
+    file = os.open(path, how | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(LIBRARY))
-    library.codellama_channel_bytes.restype = ctypes.c_int64
-    return library
+    return ctypes.CDLL(str(LIBRARY))
