@@ -50,6 +50,7 @@ def cases() -> list[Case]:
             packed: bool = False,
             generate: bool = False,
             operations: str = "composed",
+            shared_memory: bool = True,
         ) -> Case:
             name = f"{mesh}.{option}"
             return Case(
@@ -60,9 +61,11 @@ def cases() -> list[Case]:
                 packed=packed,
                 generate=generate,
                 operations=operations,
+                shared_memory=shared_memory,
             )
 
         found.append(case("plain", {}))
+        found.append(case("sockets", {}, shared_memory=False))  # MindSpore's own sums
         found.append(case("tied", {}, tied=True))
         found.append(case("packed", {}, packed=True))
         found.append(case("kernels", {}, operations="cpu"))
@@ -75,11 +78,13 @@ def cases() -> list[Case]:
             found.append(case("sequence_whole_embedding", SEQUENCE | {"vocab_emb_dp": True}))
             found.append(case("sequence_recompute", SEQUENCE | {"recompute": "full"}))
             found.append(case("sequence_kernels", SEQUENCE, operations="cpu"))
+            found.append(case("sequence_sockets", SEQUENCE, shared_memory=False))
         if mesh in {"tp2", "tp4"}:
             found.append(case("generate", {"vocab_emb_dp": True}, generate=True))
         if "data_parallel" in strategy:
             found.append(case("zero", ZERO))
             found.append(case("zero_kernels", ZERO, operations="cpu"))  # whose update the graph does not see
+            found.append(case("zero_sockets", ZERO, shared_memory=False))
             found.append(case("one_bucket", {"gradient_aggregation_group": 1}))
         if "data_parallel" in strategy and "model_parallel" in strategy:
             found.append(case("sequence_zero", SEQUENCE | ZERO))

@@ -18,6 +18,7 @@ import mindspore as ms
 import numpy as np
 from codellama_model import Generator, LlamaConfig, select
 from codellama_parallel import Mesh, ParallelConfig, ParallelStep, Plan, build, load
+from codellama_parallel.collectives import group
 from codellama_parallel.memory import Work, memory
 from codellama_parallel.random_weights import normal_slice
 from codellama_parallel.shared_memory import SWITCH
@@ -49,8 +50,8 @@ class Case:
     rows: int = 8
     steps: int = 20
     generate: bool = False  # also generate some tokens, before training
-    # entry of the device table; "cpu" is codellama-kernels where that is installed, and adds up in shared memory
-    operations: str = "composed"
+    operations: str = "composed"  # entry of the device table; "cpu" is codellama-kernels where that is installed
+    shared_memory: bool = True  # add up in it where codellama-kernels is installed
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -108,7 +109,7 @@ def train(case: Case, rank: int) -> dict[str, NDArray[np.generic]]:
     config, strategy = case.config(), ParallelConfig(**case.strategy)  # type: ignore[arg-type]
     mesh, plan = Mesh(strategy, rank), Plan(config, strategy)
     if strategy.device_num > 1:
-        os.environ[SWITCH] = str(int(case.operations != "composed"))
+        os.environ[SWITCH] = str(int(case.shared_memory))
     network = build(config, mesh, plan, select(case.operations))
     whole = weights(config)
     load(network, mesh, plan, lambda name, slices: np.ascontiguousarray(whole[name][slices]))
@@ -167,13 +168,13 @@ def check_memory(step: ParallelStep, plan: Plan, mesh: Mesh) -> None:
 
 def check_operators(case: Case, mesh: Mesh, sent: Sent) -> None:
     """The kernels add up and compute a split vocabulary where they are chosen and there, and nothing else does."""
-    fused = select(case.operations).vocabulary_slice is not select("composed").vocabulary_slice
-    operators = ["codellama_shared_sum"]
+    chosen = {"codellama_shared_sum": group("world", mesh.world(), mesh.size).shared is not None}
     if mesh.strategy.model_parallel > 1 and mesh.last_stage:
-        operators += ["codellama_vocabulary_slice", "codellama_vocabulary_slice_backward"]
-    for operator in operators:
-        if fused != any(operator in text for text in sent.graphs):
-            raise AssertionError(f"{case.name}, rank {mesh.rank}: {operator} is {'not ' * fused}in the graphs")
+        fused = select(case.operations).vocabulary_slice is not select("composed").vocabulary_slice
+        chosen |= {"codellama_vocabulary_slice": fused, "codellama_vocabulary_slice_backward": fused}
+    for operator, wanted in chosen.items():
+        if wanted != any(operator in text for text in sent.graphs):
+            raise AssertionError(f"{case.name}, rank {mesh.rank}: {operator} is {'not ' * wanted}in the graphs")
 
 
 class Sent:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from codellama_parallel.shared_memory import _package
+from codellama_parallel.shared_memory import SWITCH, _package
 
 RANK = """
 import json, os
@@ -55,6 +55,7 @@ sys.exit(launch(Launch(2, master_port=int(sys.argv[1]), log_dir=Path("log")), [s
 def test_ranks_agree_on_shared_memory_and_get_the_same_without(tmp_path, port, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv(SWITCH, raising=False)
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     command = [sys.executable, "-c", LAUNCH, str(port), str(script)]

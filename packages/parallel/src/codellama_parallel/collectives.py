@@ -5,7 +5,8 @@ world. Everything else is emulated here, and nowhere else, by a sum with zeros, 
 one machine add up in shared memory where they can (`shared_memory`), with MindSpore's AllReduce otherwise. On other
 backends the native operators are called; that branch has not been run (no device was at hand).
 
-Where a graph has several sums over one group, each depends on the one before: shared memory has one place for them.
+Sums that do not depend on each other are made in the order in which MindSpore has compiled the graph, which runs CPU
+operators one at a time: the same on ranks with the same graph. Should two of different cells ever meet, they fail.
 
 Every operator carries two attributes, `logical` and `axis`, into the compiled graph, by which `traffic` counts what a
 step really sends. The size of a collective is that of its whole tensor: what all-gather yields and reduce-scatter
@@ -16,7 +17,6 @@ Shapes: R ranks of a group, T rows.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,7 +25,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication import GlobalComm, create_group, get_rank
 
 from codellama_parallel.mesh import Ranks
-from codellama_parallel.shared_memory import SWITCH, SharedSums, shared_sums
+from codellama_parallel.shared_memory import SharedSums, enabled, shared_sums
 
 LOGICAL, AXIS = "logical", "axis"  # names of the attributes
 # Numbers that the CPU backend sums at a time, 4 MiB: two processes exchange 0.53 GB/s in tensors of 1 to 8 MiB, half of
@@ -66,7 +66,7 @@ def group(axis: str, ranks: Ranks, world_size: int) -> Group:
     index, name = ranks.index(rank), _communicator(ranks, world_size)
     if ms.get_context("device_target") != "CPU":
         return Group(axis, ranks, index, name, native=True)
-    shared = _shared(axis, name, index, len(ranks), os.environ.get(SWITCH)) if len(ranks) > 1 else None
+    shared = _shared(axis, name, index, len(ranks), enabled()) if len(ranks) > 1 else None
     return Group(axis, ranks, index, name, native=False, shared=shared)
 
 
@@ -81,7 +81,7 @@ def _communicator(ranks: Ranks, world_size: int) -> str:
 
 
 @cache
-def _shared(axis: str, name: str, index: int, size: int, _: str | None) -> SharedSums | None:
+def _shared(axis: str, name: str, index: int, size: int, _: bool) -> SharedSums | None:
     """Of an axis each: ranks that meet on several make their cells in the same order on each, not over all."""
     return shared_sums(name, index, size)
 

@@ -2,14 +2,15 @@
 
 MindSpore's CPU backend sends sums through sockets, at half a gigabyte a second. Ranks of one machine can do without
 where each has a package that offers it under the entry point `codellama_parallel.sums` (codellama-kernels does; this
-package imports none). The ranks agree on it once a group, by two of MindSpore's own sums. CODELLAMA_SHARED_MEMORY=0
-turns it off.
+package imports none). The ranks agree on it when a group is made, by two of MindSpore's own sums.
+CODELLAMA_SHARED_MEMORY=0 turns it off.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from itertools import count
 from typing import Any
@@ -39,11 +40,16 @@ class SharedSums:
         return self._offered.operator()
 
     def labels(self, number: int | None = None) -> Tensor:
-        """The operator's second argument. By its number a sum knows the others' of the same place in the program.
+        """The operator's second argument. A sum of one cell that meets another cell's fails, by their numbers.
 
         All ranks of a group make their cells in the same order, so by default they are counted.
         """
         return self._offered.labels(next(self._numbers) if number is None else number)
+
+
+def enabled() -> bool:
+    """Whether this rank may add up in shared memory; where one of a group may not, none of it does."""
+    return os.environ.get(SWITCH) != "0"
 
 
 def shared_sums(communicator: str, index: int, size: int) -> SharedSums | None:
@@ -54,31 +60,39 @@ def shared_sums(communicator: str, index: int, size: int) -> SharedSums | None:
         index: this rank's number among the group's.
         size: ranks of the group.
     """
-    talk = _Sum(communicator)
-    package = _package()
-    offer = None
-    if index == 0 and package is not None:
-        try:
-            offer = package.Offer(size)
-        except OSError:  # no memory: then nobody finds any
-            offer = None
-    numbers = [int(number) for number in talk.sum(offer.numbers if offer else [0] * _NUMBERS)]
-    found = None
-    if package is not None:
-        try:
-            found = package.SharedSum(numbers, index, size, float(os.environ.get(_WAIT_VARIABLE, _WAIT_SECONDS)))
-        except OSError:  # another machine's
-            found = None
-    everybody = talk.sum([float(found is not None)] * _NUMBERS)[0] == size
-    if offer:
-        offer.close()
+    talk, package = _Sum(communicator), _package() if enabled() else None
+    offer = _try(lambda: package.Offer(size)) if index == 0 and package is not None else None
+    try:
+        numbers = [int(number) for number in talk.sum([0] * _NUMBERS if offer is None else offer.numbers)]
+        found = None
+        if package is not None and any(numbers):
+            seconds = float(os.environ.get(_WAIT_VARIABLE) or _WAIT_SECONDS)
+            found = _try(lambda: package.SharedSum(numbers, index, size, seconds))
+        everybody = talk.sum([float(found is not None)] * _NUMBERS)[0] == size
+    finally:
+        if offer is not None:
+            offer.close()
     return SharedSums(found) if everybody else None
 
 
 def _package() -> Any:
-    if os.environ.get(SWITCH) == "0":
-        return None
-    return next((found for entry in entry_points(group=ENTRY_POINT, name="cpu") if (found := entry.load()())), None)
+    for entry in entry_points(group=ENTRY_POINT, name="cpu"):
+        offered = _try(entry.load)
+        found = _try(offered) if offered is not None else None
+        if found is not None:
+            return found
+    return None
+
+
+def _try(make: Callable[[], Any]) -> Any:
+    """None where it can not be made, for whatever reason: the other ranks wait for an answer."""
+    try:
+        return make()
+    except OSError as error:
+        logging.getLogger(__name__).info("no sums in shared memory: %s", error)
+    except Exception:  # a package that does not fit this one
+        logging.getLogger(__name__).warning("no sums in shared memory", exc_info=True)
+    return None
 
 
 class _Sum(nn.Cell):
