@@ -22,7 +22,6 @@ from mindspore import Tensor, ops
 from codellama_kernels.library import LIBRARY
 from codellama_kernels.operator import declare, require
 
-NUMBERS = 4  # of an offer
 _WORD_BITS = 24  # of a number that float32 carries exactly
 _WORD_BYTES = 8
 
@@ -31,7 +30,7 @@ class Offer:
     """Memory for the sums of `size` processes, made by one of them.
 
     Attributes:
-        numbers: by which the others find it: `NUMBERS` of them, below 2**24, which float32 carries exactly.
+        numbers: by which the others find it: four, below 2**24, which float32 carries exactly.
 
     Raises:
         OSError: there is none.

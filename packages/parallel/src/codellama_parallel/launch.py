@@ -35,7 +35,7 @@ RANK_VARIABLE = "RANK_ID"  # set by msrun in every rank that it starts
 THREAD_VARIABLES = ("CODELLAMA_NUM_THREADS", "OMP_NUM_THREADS")
 # How long a CPU rank waits in a collective for another, who may be compiling a larger graph; MindSpore's own 30 seconds
 # are too few. Who is dead is found by the watcher and by MindSpore's heartbeats, long before.
-_WAIT_VARIABLE, _WAIT_SECONDS = "MS_CPU_COMM_OP_TIMEOUT", "1800"
+WAIT_VARIABLE, _WAIT_SECONDS = "MS_CPU_COMM_OP_TIMEOUT", "1800"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10  # from a polite signal to a kill
 # How long ranks may go on without the scheduler: here it ends with a job, a little before they do. On another machine
@@ -182,7 +182,7 @@ def _start(job: Launch, command: Sequence[str]) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     for variable in THREAD_VARIABLES:
         environment.setdefault(variable, str(threads_per_rank(job.local)))
-    environment.setdefault(_WAIT_VARIABLE, _WAIT_SECONDS)
+    environment.setdefault(WAIT_VARIABLE, _WAIT_SECONDS)
     environment.setdefault("GLOG_v", "3")  # MindSpore's errors only
     environment[_ERRORS_VARIABLE] = str(job.log_dir.resolve())
     # msrun starts "python": this very interpreter must be the first of that name

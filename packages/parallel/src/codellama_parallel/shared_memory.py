@@ -19,9 +19,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from codellama_parallel.launch import WAIT_VARIABLE
+
 ENTRY_POINT = "codellama_parallel.sums"
 SWITCH = "CODELLAMA_SHARED_MEMORY"
-_WAIT_VARIABLE, _WAIT_SECONDS = "MS_CPU_COMM_OP_TIMEOUT", "30"  # MindSpore's, and its default
+_WAIT_SECONDS = 30.0  # MindSpore's own default
 _NUMBERS = 4  # that an offer consists of
 
 
@@ -66,13 +68,16 @@ def shared_sums(communicator: str, index: int, size: int) -> SharedSums | None:
         numbers = [int(number) for number in talk.sum([0] * _NUMBERS if offer is None else offer.numbers)]
         found = None
         if package is not None and any(numbers):
-            seconds = float(os.environ.get(_WAIT_VARIABLE) or _WAIT_SECONDS)
-            found = _try(lambda: package.SharedSum(numbers, index, size, seconds))
+            found = _try(lambda: package.SharedSum(numbers, index, size, _wait_seconds()))
         everybody = talk.sum([float(found is not None)] * _NUMBERS)[0] == size
     finally:
         if offer is not None:
             offer.close()
     return SharedSums(found) if everybody else None
+
+
+def _wait_seconds() -> float:
+    return float(os.environ.get(WAIT_VARIABLE) or _WAIT_SECONDS)
 
 
 def _package() -> Any:
